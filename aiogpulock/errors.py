@@ -1,0 +1,68 @@
+"""Every error that a user of aiogpulock can meet. Each names the thing and tells what to do."""
+
+from __future__ import annotations
+
+
+class GpuLockError(Exception):
+    """Base of all errors of this library."""
+
+
+class ConfigError(GpuLockError, ValueError):
+    """A setting is unknown, of the wrong type, or impossible beside another. Raised before any connection."""
+
+
+class InvalidGpuError(GpuLockError, ValueError):
+    """The GPU id is not one that can be locked. Raised before any connection."""
+
+
+class LockTimeoutError(GpuLockError, TimeoutError):
+    """`max_wait_time` is over. The text starts with ``GPU_LOCK_TIMEOUT:`` and names position, holder and time waited."""
+
+
+class QueueFullError(GpuLockError):
+    """The queue already has `max_waiters` waiters."""
+
+
+class NestedLockError(GpuLockError):
+    """The same task already holds, or waits for, this GPU: it would wait for itself."""
+
+
+class LeaseLostError(GpuLockError):
+    """The lease ended before its holder released it; another holder may be at work.
+
+    `reason` says why (``lease_expired``, ``forced``, ``forced_by_monitor``, ``displaced``, ``stalled``, ``not_owner``);
+    `fencing_token` is the token of the lost lease.
+    """
+
+    def __init__(self, message: str, *, reason: str, fencing_token: int) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.fencing_token = fencing_token
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_lease_lost, (self.args[0], self.reason, self.fencing_token)
+
+
+def _rebuild_lease_lost(message: str, reason: str, fencing_token: int) -> LeaseLostError:
+    """Pickling passes positional arguments only; a Celery result carries this error between processes."""
+    return LeaseLostError(message, reason=reason, fencing_token=fencing_token)
+
+
+class RedisUnavailableError(GpuLockError):
+    """Redis cannot be reached, or cannot serve now. Nothing is ever granted without Redis."""
+
+
+class AuthenticationError(GpuLockError):
+    """Redis refused the password, the user, or one of its permissions."""
+
+
+class ServerTooOldError(GpuLockError):
+    """The server is older than Redis 7.0."""
+
+
+class ProtocolError(GpuLockError):
+    """A newer aiogpulock holds this lock, or the server answered what no script of ours answers."""
+
+
+class ManagerClosedError(GpuLockError):
+    """The manager is closed, or belongs to another process or event loop."""

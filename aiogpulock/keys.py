@@ -1,0 +1,70 @@
+"""The names in Redis: keys and channels of one lock, and of one namespace."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from aiogpulock.errors import ConfigError, InvalidGpuError
+
+_GPU_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_NAMESPACE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+TASK_NAME_BYTES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class LockKeys:
+    """All keys of one GPU. They share a cluster slot: ``gpu_lock:0`` and ``{gpu_lock:0}:queue`` hash alike."""
+
+    gpu_id: str
+    lock: str
+    release_channel: str
+    index: str
+    script_keys: tuple[bytes, ...]
+    """KEYS of every script, in the order of ``lua/prelude.lua``."""
+
+
+@lru_cache(maxsize=4096)
+def lock_keys(gpu_id: str, namespace: str) -> LockKeys:
+    lock = f"{namespace}:{gpu_id}"
+    parts = ("holder", "heartbeat", "queue", "waiters", "done", "fence", "events", "stats")
+    return LockKeys(
+        gpu_id=gpu_id,
+        lock=lock,
+        release_channel=f"{namespace}:{lock}",
+        index=f"{{{namespace}}}:index",
+        script_keys=(lock.encode(), *(f"{{{lock}}}:{part}".encode() for part in parts)),
+    )
+
+
+def inbox_channel(namespace: str, database: int, name: str) -> str:
+    """Pub/sub ignores the database number, so the channel carries it."""
+    return f"{namespace}:inbox:{database}:{name}"
+
+
+def check_namespace(namespace: str) -> str:
+    """Return `namespace`, or raise `ConfigError`: the scripts cut the namespace off a key at its first colon."""
+    if not _NAMESPACE.fullmatch(namespace):
+        raise ConfigError(f"gpu_lock.redis.namespace: {namespace!r} must match {_NAMESPACE.pattern}")
+    return namespace
+
+
+def check_gpu_id(gpu_id: int | str) -> str:
+    """Return the id as text, or raise `InvalidGpuError`."""
+    if isinstance(gpu_id, bool) or not isinstance(gpu_id, int | str):
+        raise InvalidGpuError(f"gpu_id {gpu_id!r} is a {type(gpu_id).__name__}: pass an index (0) or a name ('cuda:0')")
+    if isinstance(gpu_id, int) and gpu_id < 0:
+        raise InvalidGpuError(f"gpu_id {gpu_id} is negative: GPU indices start at 0")
+    text = str(gpu_id)
+    if not _GPU_ID.fullmatch(text):
+        raise InvalidGpuError(f"gpu_id {text!r} must match {_GPU_ID.pattern} (letters, digits and . _ : -)")
+    return text
+
+
+def clean_task_name(name: str) -> str:
+    """Replace control characters and cut to 256 bytes: names reach terminals, logs and pages."""
+    flat = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", name)
+    return flat.encode("utf-8", "replace")[:TASK_NAME_BYTES].decode("utf-8", "ignore")
