@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from aiogpulock.default import default_manager
 from aiogpulock.leaving import CleanUp
 from aiogpulock.lock import GpuLock
 from aiogpulock.manager import GpuLockManager
@@ -40,6 +41,5 @@ def gpu_lock(
     """
     given = {"max_wait_time": max_wait_time, "max_waiters": max_waiters}
     settings.update({name: value for name, value in given.items() if value is not ...})
-    return GpuLock(
-        gpu_id, manager=manager, task_name=task_name, priority=priority, cleanup=cleanup, on_lost=on_lost, **settings
-    )
+    settings.update(task_name=task_name, priority=priority, cleanup=cleanup, on_lost=on_lost)
+    return manager.lock(gpu_id, **settings) if manager is not None else GpuLock(gpu_id, default_manager, **settings)

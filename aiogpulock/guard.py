@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 
 import redis
 import redis.exceptions as rx
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from aiogpulock import clock
 from aiogpulock.heartbeat import Holds, settle
@@ -52,7 +54,8 @@ class Guard:
         self._clean_run = clean_run
         self._on_stall = on_stall
         options = connection_options(url, connect_timeout=timeout, name="aiogpulock-guard")
-        self._pool = redis.ConnectionPool.from_url(**{**options, "socket_timeout": timeout})
+        retry = Retry(NoBackoff(), 0)  # type: ignore[no-untyped-call]
+        self._pool = redis.ConnectionPool.from_url(**{**options, "socket_timeout": timeout, "retry": retry})
         self._connection: redis.Connection | None = None
         self._period = 60.0
         self._stopping = False

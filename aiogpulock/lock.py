@@ -6,7 +6,7 @@ import asyncio
 import functools
 import inspect
 import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -39,8 +39,8 @@ class GpuLock:
     def __init__(
         self,
         gpu_id: int | str,
+        find_manager: Callable[[], Awaitable[GpuLockManager]],
         *,
-        manager: GpuLockManager | None = None,
         task_name: str | None = None,
         priority: int = 0,
         cleanup: CleanUp | None = None,
@@ -50,7 +50,7 @@ class GpuLock:
         self._gpu_id = check_gpu_id(gpu_id)
         if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > HIGHEST_PRIORITY:
             raise ConfigError(f"gpu_lock(priority={priority!r}): must be a whole number from -100 to 100, higher first")
-        self._manager = manager
+        self._find_manager = find_manager
         self._task_name = clean_task_name(task_name) if task_name is not None else None
         self._priority = priority
         self._cleanup = cleanup
@@ -75,7 +75,7 @@ class GpuLock:
 
     async def acquire_for(self, owner: object) -> Lease:
         """`acquire` for an owner that is not the current task: a thread, for one."""
-        manager = await self._usable_manager()
+        manager = await self._find_manager()
         settings = self._settings(manager)
         parts = await manager.started()
         if settings.use_event_driven:
@@ -85,13 +85,6 @@ class GpuLock:
         wish = Wish(keys, settings, self._task_name or _task_name(owner), self._priority, owner)
         hold = await Acquisition(manager, wish).run()
         return self._lease(manager, hold)
-
-    async def _usable_manager(self) -> GpuLockManager:
-        if self._manager is not None:
-            return self._manager
-        from aiogpulock.default import default_manager
-
-        return await default_manager()
 
     def _settings(self, manager: GpuLockManager) -> LockSettings:
         """The manager's current settings with this lock's own; computed anew only when the former change."""
@@ -117,7 +110,7 @@ class GpuLock:
     async def __aenter__(self) -> Lease:
         lease = await self.acquire()
         entry = _Entry(lease, Body())
-        lease.when_lost(entry.body.cancel)
+        lease._hold.when_lost(entry.body.cancel)
         self._entries.append(entry)
         return lease
 
@@ -171,10 +164,23 @@ class GpuLock:
         @functools.wraps(function)
         async def locked(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
             lease = await lock.acquire()
+            steps, generator = _Steps(lease), function(*args, **kwargs)
+            resume: Callable[[], Awaitable[Any]] = generator.__anext__
             error: BaseException | None = None
             try:
-                async for item in _steps(lease, function(*args, **kwargs)):
-                    yield item
+                while True:
+                    item = await steps.run(resume)
+                    try:
+                        sent = yield item
+                    except GeneratorExit:
+                        await generator.aclose()
+                        raise
+                    except BaseException as thrown:
+                        resume = functools.partial(generator.athrow, thrown)
+                    else:
+                        resume = functools.partial(generator.asend, sent)
+            except StopAsyncIteration:
+                pass
             except BaseException as raised:
                 error = raised
                 raise
@@ -192,6 +198,33 @@ class GpuLock:
         named = GpuLock.__new__(GpuLock)
         named.__dict__.update(self.__dict__, _task_name=clean_task_name(function.__qualname__), _entries=[])
         return named
+
+
+class _Steps:
+    """Runs an async generator from one yield to the next; only then is it a body that a loss can cancel."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+        self._body: Body | None = None
+        lease._hold.when_lost(self._cancel)
+
+    def _cancel(self, reason: str) -> None:
+        if self._body is not None:
+            self._body.cancel(reason)
+
+    async def run(self, step: Callable[[], Awaitable[Any]]) -> Any:
+        self._lease.check()
+        self._body = body = Body()
+        error: BaseException | None = None
+        try:
+            return await step()
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self._body = None
+            if await body.left(error):
+                self._lease.check()
 
 
 async def _release(lease: Lease, reason: str) -> LeaseLostError | None:

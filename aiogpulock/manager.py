@@ -109,7 +109,15 @@ class GpuLockManager:
 
     def lock(self, gpu_id: int | str, **keywords: Any) -> GpuLock:
         """A lock of this manager; keywords as for `gpu_lock`."""
-        return GpuLock(gpu_id, manager=self, **keywords)
+        return GpuLock(gpu_id, self._itself, **keywords)
+
+    async def _itself(self) -> Self:
+        return self
+
+    @property
+    def unusable(self) -> bool:
+        """Closed, or carried into a forked process."""
+        return self._closed or self._pid != os.getpid()
 
     async def status(self) -> list[LockSnapshot]:
         """Every known lock: holder, age, queue, deadline. Raises `RedisUnavailableError`."""

@@ -55,13 +55,12 @@ def typed_error(error: BaseException, where: str) -> Exception:
 
 
 def connection_options(url: str, *, connect_timeout: float, name: str) -> dict[str, Any]:
-    """What every connection of ours is made with."""
+    """What every connection of ours is made with, beside a `Retry` that does not."""
     return {
         "url": url,
         "client_name": name,
         "driver_info": None,
         "protocol": 2,  # RESP3 over TCP switches the check for unread replies off
-        "retry": Retry(NoBackoff(), 0),  # type: ignore[no-untyped-call]
         # A socket_timeout can swallow a cancellation on Python 3.11; each call is under asyncio.timeout instead.
         "socket_timeout": None,
         "socket_connect_timeout": connect_timeout,
@@ -78,7 +77,8 @@ class RedisClient:
         self.where = where
         self.timeout = timeout
         self._factory: ConnectionPool[Connection] = ConnectionPool.from_url(
-            **connection_options(url, connect_timeout=timeout, name=name)
+            **connection_options(url, connect_timeout=timeout, name=name),
+            retry=Retry(NoBackoff(), 0),  # type: ignore[no-untyped-call]
         )
         self._free = asyncio.Semaphore(connections)
         self._idle: list[Connection] = []
