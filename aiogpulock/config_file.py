@@ -213,9 +213,9 @@ def _parse(data: bytes, path: Path) -> dict[str, object]:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from None
+    except ConfigError:  # which is a ValueError
+        raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(f"{path}: not valid YAML ({type(error).__name__})") from None
 
 

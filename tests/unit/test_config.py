@@ -187,6 +187,10 @@ def test_a_bare_off_means_off_and_not_false(file: Path) -> None:
     assert "got False" in refused_keyword(gpu_memory={"policy": False})
 
 
+def test_a_long_value_is_cut_in_the_error(file: Path) -> None:
+    assert len(refused(file, f"gpu_lock: {{poll_interval: {'x' * 5000}}}")) < 200 + len(str(file))
+
+
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(file: Path) -> None:
     error = refused(file, "gpu_lock: {heartbeat: {intervall: 5}}")
     assert error == f"gpu_lock.heartbeat.intervall: unknown key; did you mean 'interval'? (file {file})"
@@ -431,6 +435,7 @@ def test_a_redis_url_is_taken_as_it_is(url: str) -> None:
         "redis://:123#hunter2@host",
         "redis://:123/hunter2@host",
         "redis://:123?hunter2@host",
+        "redis://host/0#tail",
         "redis://host:65536",
         "redis://host/zero?password=hunter2",
         "redis://host:6379/0\n",
@@ -641,6 +646,8 @@ def test_a_changed_file_is_read_at_the_next_look_and_not_before(poll_interval: _
     file.write_text("gpu_lock: {poll_interval: 4.5}")
     assert poll_interval(later=0.9) == 3
     assert poll_interval(later=0.1) == 4.5
+    file.write_text("gpu_lock: {poll_interval: 6}")
+    assert poll_interval(later=0.9) == 4.5
 
 
 def test_the_time_between_looks_can_be_chosen(file: Path, clock: Clock) -> None:
@@ -654,6 +661,12 @@ def test_an_unchanged_file_gives_the_same_object(poll_interval: _Watched, clock:
     before = poll_interval.source.current()
     clock.now += 5
     assert poll_interval.source.current() is before
+
+
+def test_a_file_of_the_same_size_is_noticed_by_its_time(poll_interval: _Watched, file: Path) -> None:
+    file.write_text("gpu_lock: {poll_interval: 4}")
+    os.utime(file, ns=(1, 1))
+    assert poll_interval() == 4
 
 
 def test_a_file_of_the_same_size_in_another_inode_is_noticed(poll_interval: _Watched, file: Path) -> None:
