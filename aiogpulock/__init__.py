@@ -50,7 +50,7 @@ _HOMES = {
     **dict.fromkeys(_ERRORS, "errors"),
 }
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

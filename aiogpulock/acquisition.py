@@ -49,6 +49,7 @@ def hold_terms(settings: LockSettings) -> HoldTerms:
     return HoldTerms(
         script=Terms(_ms(settings.claim_window), round(settings.restart_grace * 1000)),
         lease=LeaseTerms(_ms(settings.lease), _ms(settings.lock_timeout)),
+        local_lease=settings.lease - settings.margin,
         heartbeat=heartbeat.enabled,
         interval=heartbeat.interval,
         max_stall=heartbeat.max_stall if heartbeat.enabled else 0.0,

@@ -54,9 +54,9 @@ class Guard:
         self._clean_run = clean_run
         self._on_stall = on_stall
         options = connection_options(url, connect_timeout=timeout, name="aiogpulock-guard")
-        retry = Retry(NoBackoff(), 0)  # type: ignore[no-untyped-call]
+        retry = Retry(NoBackoff(), 0)
         self._pool = redis.ConnectionPool.from_url(**{**options, "socket_timeout": timeout, "retry": retry})
-        self._connection: redis.Connection | None = None
+        self._connection: Any | None = None
         self._period = 60.0
         self._stopping = False
         self._stalled_since: float | None = None

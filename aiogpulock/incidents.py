@@ -96,9 +96,7 @@ class Incidents:
     `on_unsent` is called with the lock whose shared counters in Redis have something to add.
     """
 
-    def __init__(
-        self, log: CriticalFailureLog, alert_hook: AlertHook, on_unsent: Callable[[LockKeys], None]
-    ) -> None:
+    def __init__(self, log: CriticalFailureLog, alert_hook: AlertHook, on_unsent: Callable[[LockKeys], None]) -> None:
         self.stats = ExceptionStats()
         self._log = log
         self._alert_hook = alert_hook

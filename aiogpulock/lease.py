@@ -20,16 +20,13 @@ logger = logging.getLogger(__name__)
 State = Literal["held", "releasing", "released", "lost"]
 
 
-def safety_margin(lease: float) -> float:
-    """Seconds before the lease's end at which its holder gives it up: the larger of 1 s and 10 %, at most a third."""
-    return min(max(1.0, lease / 10), lease / 3)
-
-
 class HoldTerms(NamedTuple):
     """What a hold goes by while it lasts. Seconds where not ms."""
 
     script: Terms
     lease: LeaseTerms
+    local_lease: float
+    """Seconds from the send of a confirmed beat until the holder gives up: the lease less a margin."""
     heartbeat: bool
     interval: float
     max_stall: float
@@ -71,8 +68,7 @@ class Hold:
         self._state: State = "held"
         self._mutex = threading.Lock()
         self._listeners: list[Callable[[str], None]] = []
-        self._length = terms.lease.lease_ms / 1000
-        self._deadline = sent_at + self._length - safety_margin(self._length)
+        self._deadline = sent_at + terms.local_lease
 
     @property
     def state(self) -> State:
@@ -92,7 +88,7 @@ class Hold:
         with self._mutex:
             if self._state == "held":
                 self.beat_at = max(self.beat_at, sent_at)
-                self._deadline = max(self._deadline, sent_at + self._length - safety_margin(self._length))
+                self._deadline = max(self._deadline, sent_at + self.terms.local_lease)
 
     def lose(self, reason: str) -> bool:
         """The lease is gone. Tells the loop, from whatever thread; answers whether this call lost it."""
@@ -170,7 +166,9 @@ class Lease:
     stale holder could write: a later holder's token is always larger.
     """
 
-    def __init__(self, hold: Hold, release: Callable[[Hold, str], Awaitable[None]], leak: Callable[[Hold], None]) -> None:
+    def __init__(
+        self, hold: Hold, release: Callable[[Hold, str], Awaitable[None]], leak: Callable[[Hold], None]
+    ) -> None:
         self._hold = hold
         self._release = release
         self.lost = Loss(hold)

@@ -74,7 +74,9 @@ async def _clean_up(manager: GpuLockManager, hold: Hold, clean_up: CleanUp) -> N
         if inspect.isawaitable(result):
             await result
     except Exception:
-        logger.exception("the clean-up hook of %s on %s failed; the lock is released all the same", hold.task_name, hold.keys.lock)
+        logger.exception(
+            "the clean-up hook of %s on %s failed; the lock is released all the same", hold.task_name, hold.keys.lock
+        )
         manager.incidents.keep("cleanup_failures", hold.keys)
 
 
@@ -134,5 +136,3 @@ def reason_for(error: BaseException | None) -> str:
     if isinstance(error, asyncio.CancelledError | GeneratorExit | KeyboardInterrupt):
         return "cancelled"
     return "timeout" if isinstance(error, TimeoutError) else "exception"
-
-

@@ -14,12 +14,11 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from aiogpulock import signals
-from aiogpulock.config import LockSettings, Settings, redact_url
-from aiogpulock.config_file import SettingsSource
+from aiogpulock.config import Settings, SettingsSource, redact_url
 from aiogpulock.embedded import EmbeddedServer, join
 from aiogpulock.errands import Errands
 from aiogpulock.errors import (
-
+    ConfigError,
     GpuLockError,
     InvalidGpuError,
     ManagerClosedError,
@@ -67,7 +66,9 @@ class GpuLockManager:
         alert_hook: AlertHook = log_alert,
         **overrides: object,
     ) -> None:
-        self._source = SettingsSource(config, redis_url=redis_url, overrides={"gpu_lock": overrides} if overrides else {})
+        self._source = SettingsSource(
+            config, redis_url=redis_url, overrides={"gpu_lock": overrides} if overrides else {}
+        )
         settings = self._source.current()
         self.namespace = settings.gpu_lock.redis.namespace
         self.connect_timeout = settings.gpu_lock.redis.connect_timeout
@@ -171,8 +172,8 @@ class GpuLockManager:
         self._check_usable()
         async with self._starting:
             if self._parts is None:
-                self._parts = await self._start()
                 self._loop = asyncio.get_running_loop()
+                self._parts = await self._start()
                 signals.cover(self)
         return self._parts
 
@@ -195,7 +196,10 @@ class GpuLockManager:
         return self.parts.inbox
 
     @property
-    def loop(self) -> asyncio.AbstractEventLoop | None:
+    def running_loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that this manager belongs to."""
+        if self._loop is None:
+            raise ManagerClosedError("this manager has not been started")
         return self._loop
 
     def script_terms(self) -> Terms:
@@ -281,6 +285,11 @@ class GpuLockManager:
             raise ManagerClosedError("this GpuLockManager belongs to another event loop: make one per loop")
 
     async def _start(self) -> _Parts:
+        lock = self.settings.gpu_lock
+        if self._url and lock.redis.embedded == "require":
+            raise ConfigError(
+                f"gpu_lock.redis.embedded is 'require', but a Redis URL is named by {self._url_source}: remove one of them"
+            )
         url = self._url or await self._join_embedded()
         client = self._client(url, connections=COMMAND_CONNECTIONS)
         try:
@@ -382,7 +391,7 @@ class GpuLockManager:
             if key == lock:
                 room.wake_first()
 
-    def on_health(self, healthy: bool) -> None:  # noqa: FBT001 - a callback
+    def on_health(self, healthy: bool) -> None:
         if healthy:
             self.parts.heartbeat.beat_now()  # the server may have restarted without its data
         for room in self.parts.rooms.values():
@@ -466,5 +475,3 @@ def _report_stall(manager: GpuLockManager) -> Callable[[Hold, float], None]:
         manager.incidents.alert("event_loop_blocked", "warning", hold.keys, text)
 
     return report
-
-

@@ -32,7 +32,17 @@ _TRANSIENT = (
     OSError,
     TimeoutError,
 )
-_TRANSIENT_CODES = ("BUSY ", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY", "TRYAGAIN", "UNBLOCKED")
+_TRANSIENT_CODES = (
+    "BUSY ",
+    "LOADING",
+    "MASTERDOWN",
+    "MISCONF",
+    "NOREPLICAS",
+    "OOM",
+    "READONLY",
+    "TRYAGAIN",
+    "UNBLOCKED",
+)
 _REFUSED_TEXTS = ("NOPERM", "NOAUTH", "WRONGPASS", "ACL failure", "user executing the script can't")
 
 
@@ -76,9 +86,9 @@ class RedisClient:
     def __init__(self, url: str, *, where: str, connections: int, timeout: float, name: str) -> None:
         self.where = where
         self.timeout = timeout
-        self._factory: ConnectionPool[Connection] = ConnectionPool.from_url(
+        self._factory: ConnectionPool = ConnectionPool.from_url(
             **connection_options(url, connect_timeout=timeout, name=name),
-            retry=Retry(NoBackoff(), 0),  # type: ignore[no-untyped-call]
+            retry=Retry(NoBackoff(), 0),
         )
         self._free = asyncio.Semaphore(connections)
         self._idle: list[Connection] = []
@@ -96,7 +106,8 @@ class RedisClient:
 
     def new_connection(self) -> Connection:
         """A connection outside the pool, for pub/sub; not connected yet. The caller closes it."""
-        return self._factory.make_connection()
+        connection: Connection = self._factory.make_connection()
+        return connection
 
     async def execute(self, *command: Any) -> Any:
         """Send one command. Raises `RedisUnavailableError`, `AuthenticationError` or `ProtocolError`."""
@@ -140,7 +151,7 @@ class RedisClient:
             except (rx.ConnectionError, OSError):
                 # The server closed it while it was idle; the others were as likely closed by the same event.
                 self._close_idle()
-        return await self._send(self._factory.make_connection(), commands)
+        return await self._send(self.new_connection(), commands)
 
     async def _send(self, connection: Connection, commands: Sequence[Sequence[Any]]) -> list[Any]:
         self._busy.add(connection)

@@ -22,8 +22,8 @@ from aiogpulock.models import (
     Released,
     Request,
     Stale,
-    Waiting,
     WaiterSnapshot,
+    Waiting,
 )
 from aiogpulock.redis_client import RedisClient, ScriptMissingError
 
@@ -106,7 +106,7 @@ class Scripts:
     async def withdraw(self, keys: LockKeys, terms: Terms, waiter_id: str, reason: str) -> bool:
         """Leave the queue for good, handing on what was granted meanwhile. Answers whether to `resume`."""
         reply = await self._run("withdraw", keys, terms, waiter_id, reason)
-        return reply[0] == b"withdrawn" and reply[2] == 1
+        return bool(reply[0] == b"withdrawn" and reply[2] == 1)
 
     async def beat(self, beats: Sequence[tuple[LockKeys, str, int, LeaseTerms]]) -> list[Beat | Exception]:
         """Renew leases, all in one write: (keys, holder id, token, terms) each."""
@@ -267,5 +267,3 @@ def _waiter(entry: list[Any]) -> WaiterSnapshot:
         mode=entry[4].decode(),
         deaf=entry[5] == 1,
     )
-
-

@@ -31,10 +31,7 @@ def cover(manager: GpuLockManager) -> None:
     """See to it that SIGTERM frees what `manager` holds."""
     global _installed_in
     _managers.add(manager)
-    if (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    ):
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _on_sigterm)
         _installed_in = os.getpid()
 
@@ -51,14 +48,13 @@ def forget(manager: GpuLockManager) -> None:
 
 
 def _on_sigterm(signum: int, frame: FrameType | None) -> None:
-    busy = [manager for manager in _managers if len(manager.owners) and manager.loop and manager.loop.is_running()]
+    busy = [manager for manager in _managers if len(manager.owners) and manager.running_loop.is_running()]
     if not busy or os.getpid() != _installed_in:
         _die()
         return
     remaining = set(busy)
     for manager in busy:
-        assert manager.loop is not None
-        manager.loop.call_soon_threadsafe(_start_leaving, manager, remaining)
+        manager.running_loop.call_soon_threadsafe(_start_leaving, manager, remaining)
 
 
 def _die() -> None:

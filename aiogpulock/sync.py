@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError as FutureCancelledError
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
@@ -64,10 +64,8 @@ def _call(step: Callable[[], Awaitable[R]]) -> R:
     except BaseException:
         if not future.done():
             future.cancel()
-            try:
+            with suppress(FutureCancelledError, Exception):
                 future.result()
-            except (FutureCancelledError, Exception):
-                pass
         raise
 
 

@@ -12,7 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from aiogpulock.liveness import ProcessWatch
 from aiogpulock.models import ProcessInfo, Waiting
@@ -130,7 +130,7 @@ class WaitingRoom:
 
     # what is told to Redis
 
-    def mode(self) -> str:
+    def mode(self) -> Literal["push", "poll"]:
         """push while messages can arrive, else poll."""
         return "push" if self._events() else "poll"
 

@@ -51,7 +51,7 @@ class Lost(msgspec.Struct, frozen=True, tag="lost", forbid_unknown_fields=True):
 Message = Grant | Watch | Lost
 
 MAX_MESSAGE_BYTES = 16384
-_decoder = msgspec.json.Decoder(Message)
+_decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
 
 def parse_message(data: bytes) -> Message | None:
@@ -59,7 +59,8 @@ def parse_message(data: bytes) -> Message | None:
     if len(data) > MAX_MESSAGE_BYTES:
         return None
     try:
-        return _decoder.decode(data)
+        message: Message = _decoder.decode(data)
+        return message
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import yaml
 
-from aiogpulock.config import (
+from aiogpulock.config.settings import (
     SCHEMA,
     GpuMemorySettings,
     HeartbeatSettings,
@@ -21,7 +21,7 @@ from aiogpulock.config import (
     parse_size,
     redact_url,
 )
-from aiogpulock.config_file import VARIABLES, SettingsSource, load_settings
+from aiogpulock.config.sources import VARIABLES, SettingsSource, load_settings
 from aiogpulock.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[2] / "config.yml"

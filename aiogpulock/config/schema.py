@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_o
 import msgspec
 from msgspec.structs import asdict, fields, replace
 
-from aiogpulock.config_values import redact_url, show
+from aiogpulock.config.values import redact_url, show
 from aiogpulock.errors import ConfigError
 
 PER_LOCK = "keyword of gpu_lock()"

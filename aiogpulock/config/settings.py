@@ -12,10 +12,10 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import asdict, replace
 
-from aiogpulock.config_schema import PER_LOCK, Given, Order, Schema, refusal
-from aiogpulock.config_values import SIZE_WORDS, check_alert_urls, check_redis_url
-from aiogpulock.config_values import parse_size as parse_size
-from aiogpulock.config_values import redact_url as redact_url
+from aiogpulock.config.schema import PER_LOCK, Given, Order, Schema, refusal
+from aiogpulock.config.values import SIZE_WORDS, check_alert_urls, check_redis_url
+from aiogpulock.config.values import parse_size as parse_size
+from aiogpulock.config.values import redact_url as redact_url
 from aiogpulock.errors import ConfigError
 from aiogpulock.keys import check_namespace
 

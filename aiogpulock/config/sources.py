@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, get_args
 import msgspec
 import yaml
 
-from aiogpulock.config import SCHEMA, Settings, build
-from aiogpulock.config_schema import Given
-from aiogpulock.config_values import redact_url
+from aiogpulock.config.schema import Given
+from aiogpulock.config.settings import SCHEMA, Settings, build
+from aiogpulock.config.values import redact_url
 from aiogpulock.errors import ConfigError
 
 log = logging.getLogger(__name__)
