@@ -84,12 +84,15 @@ class Acquisition:
         try:
             async with asyncio.timeout(self._settings.max_wait_time or None):
                 return await self._until_held()
+        except (QueueFullError, LockTimeoutError):
+            if self._in_doubt:  # refused, but an earlier call may still be executed
+                await finish(lambda: self._withdraw("cancelled"))
+            raise
         except TimeoutError:
             await finish(lambda: self._withdraw("timeout"))
             raise self._timeout_error() from None
-        except BaseException as error:
-            if self._in_doubt or not isinstance(error, QueueFullError | LockTimeoutError):
-                await finish(lambda: self._withdraw("cancelled"))
+        except BaseException:
+            await finish(lambda: self._withdraw("cancelled"))
             raise
         finally:
             self._exit()
