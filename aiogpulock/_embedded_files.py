@@ -61,7 +61,12 @@ class Files:
 
 
 def default_directory() -> Path:
-    """Not under XDG_RUNTIME_DIR: cron and ssh sessions would disagree about it, and there would be two locks."""
+    """Not under XDG_RUNTIME_DIR: cron and ssh sessions would disagree about it, and there would be two locks.
+
+    ``AIOGPULOCK_EMBEDDED_DIR`` replaces it; programs that share a GPU must agree on it.
+    """
+    if chosen := os.environ.get("AIOGPULOCK_EMBEDDED_DIR"):
+        return Path(chosen)
     return Path(f"/tmp/aiogpulock-{os.geteuid()}", LAYOUT)  # noqa: S108 - ownership, mode and links are checked
 
 

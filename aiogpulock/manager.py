@@ -288,7 +288,8 @@ class GpuLockManager:
         lock = self.settings.gpu_lock
         if self._url and lock.redis.embedded == "require":
             raise ConfigError(
-                f"gpu_lock.redis.embedded is 'require', but a Redis URL is named by {self._url_source}: remove one of them"
+                f"gpu_lock.redis.embedded is 'require', but a Redis URL is named by {self._url_source}: "
+                "remove one of them"
             )
         url = self._url or await self._join_embedded()
         client = self._client(url, connections=COMMAND_CONNECTIONS)

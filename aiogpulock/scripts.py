@@ -65,7 +65,7 @@ class LeaseTerms(NamedTuple):
 
 
 class Scripts:
-    """The scripts on one server. `clean_run` tells the run id of a server known to have started without data to lose."""
+    """The scripts on one server. `clean_run` tells the run id of a server known to have had no data to lose."""
 
     def __init__(self, client: RedisClient, clean_run: Callable[[], str]) -> None:
         self._client = client

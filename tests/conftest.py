@@ -23,12 +23,12 @@ def _shared_server() -> Iterator[RealServer]:
 
 
 @pytest.fixture
-def server(_shared_server: RealServer) -> Iterator[RealServer]:
+def server(_shared_server: RealServer) -> RealServer:
     """The session's server, empty. Tests that stop, kill or configure a server make their own `RealServer`."""
     with _shared_server.client() as client:
         client.flushall()
         client.script_flush()
-    yield _shared_server
+    return _shared_server
 
 
 @pytest.fixture
