@@ -109,8 +109,8 @@ class WaitingRoom:
     def add(self, waiter: Waiter) -> None:
         self._waiters[waiter.id] = waiter
         self._paces[waiter.pace] += 1
-        if self._timer is None or self._paces[waiter.pace] == 1:
-            self._schedule()
+        if self._timer is not None and self._paces[waiter.pace] == 1:
+            self._schedule()  # this one may want to look sooner than the others
 
     def discard(self, waiter: Waiter) -> None:
         if self._waiters.pop(waiter.id, None) is None:
@@ -137,7 +137,7 @@ class WaitingRoom:
     def next_check_in(self) -> float:
         """Seconds until this process looks again without being told."""
         if self._timer is None:
-            return 0.0
+            return self._interval()
         return max(0.0, self._timer.when() - asyncio.get_running_loop().time())
 
     def expires_in(self) -> float:
@@ -149,6 +149,8 @@ class WaitingRoom:
 
     def seated(self, waiter: Waiter, reply: Waiting) -> bool:
         """Note an answer; plan when to look next. Answers whether the holder is certainly dead."""
+        if self._timer is None:
+            self._schedule()
         forgotten = reply.enqueued and waiter.arrival_us != 0
         if waiter.arrival_us != reply.arrival_us:
             waiter.arrival_us = reply.arrival_us
