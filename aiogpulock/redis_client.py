@@ -117,7 +117,7 @@ class RedisClient:
             raise reply
         return reply
 
-    async def execute_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+    async def execute_many(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Send commands in one write. A command's own error comes as its reply; a lost connection raises.
 
         Each command must be idempotent: over a connection that was closed while idle they are sent again.
@@ -145,7 +145,7 @@ class RedisClient:
                     raise
         await self._free.acquire()
 
-    async def _exchange(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+    async def _exchange(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         while self._idle:
             try:
                 return await self._send(self._idle.pop(), commands)
@@ -154,7 +154,7 @@ class RedisClient:
                 self._close_idle()
         return await self._send(self.new_connection(), commands)
 
-    async def _send(self, connection: Connection, commands: Sequence[Sequence[Any]]) -> list[Any]:
+    async def _send(self, connection: Connection, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         self._busy.add(connection)
         try:
             if not connection.is_connected:

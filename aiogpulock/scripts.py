@@ -103,9 +103,12 @@ class Scripts:
                 outcome = _outcome(reply, keys)
                 return Released(ok=outcome == "released", more=False, detail=outcome)
 
-    async def withdraw(self, keys: LockKeys, terms: Terms, waiter_id: str, reason: str) -> bool:
-        """Leave the queue for good, handing on what was granted meanwhile. Answers whether to `resume`."""
-        reply = await self._run("withdraw", keys, terms, waiter_id, reason)
+    async def withdraw(self, keys: LockKeys, terms: Terms, waiter_id: str, reason: str, inbox: str = "") -> bool:
+        """Leave the queue for good, handing on what was granted meanwhile. Answers whether to `resume`.
+
+        `inbox`: only if the id belongs to it.
+        """
+        reply = await self._run("withdraw", keys, terms, waiter_id, reason, inbox)
         return bool(reply[0] == b"withdrawn" and reply[2] == 1)
 
     async def beat(self, beats: Sequence[tuple[LockKeys, str, int, LeaseTerms]]) -> list[Beat | Exception]:
