@@ -50,5 +50,5 @@ def raise_loss(loss: LeaseLostError, error: BaseException | None, *, ours: bool)
     """
     if error is None or ours:
         raise loss from None
-    if not isinstance(error, asyncio.CancelledError | GeneratorExit):
+    if not isinstance(error, asyncio.CancelledError | GeneratorExit) and str(error) != str(loss):
         error.add_note(f"{type(loss).__name__}: {loss}")

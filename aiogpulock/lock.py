@@ -183,11 +183,12 @@ class GpuLock:
                 pass
             except BaseException as raised:
                 error = raised
+                await generator.aclose()  # after a loss it still waits at its yield
                 raise
             finally:
                 loss = await _release(lease, reason_for(error))
-                if loss is not None and error is None:
-                    raise loss
+                if loss is not None:
+                    raise_loss(loss, error, ours=False)
 
         return locked
 
