@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from tests.model.configs import Config
-from tests.model.normal import BASE_US, NEW, POLL_SLACK, TICK_MS, Forms, Rank, State, rerank, to_number, to_rank
+from tests.model.normal import BASE_US, NEW, POLL_SLACK, TICK_MS, Forms, Rank, Seat, State, rerank, to_number, to_rank
 from tests.model.runner import ScriptRunner
 from tests.model.store import Session
 
@@ -121,7 +121,7 @@ class Caller:
         after = self.forms.from_session(session.data, session.started_ms)
         granted = _newly_granted(before, after)
         notes = tuple(note for m in outcome.messages if m.receivers for note in self._notes(m.channel, m.payload))
-        fault = _order_broken(before, after, inboxes) if granted else ""
+        fault = self._order_broken(before, after, inboxes, call) if granted else ""
         reply = _reply(call.name, outcome.reply)
         name = holder_id(call.client, call.turn)
         repeated = before.holder is not None and before.holder.id == name and before.holder.phase == "held"
@@ -168,6 +168,34 @@ class Caller:
             case _:
                 raise AssertionError(call)
 
+    def _order_broken(self, before: State, after: State, subscribed: frozenset[str], call: Call) -> str:
+        """First come, first served, but for waiters that could not be given the lock. Names one that was passed over."""
+        assert after.holder
+        given = after.holder.id
+        unclaimed = before.holder if before.holder and before.holder.phase == "granted" else None
+        for name, _ in before.queue:
+            if name == given:
+                return ""
+            seat = before.seat(name)
+            inbox = before.inbox(seat.inbox) if seat else None
+            left = name not in [other for other, _ in after.queue]
+            if seat is None or inbox is None or not inbox.expires or left or self._returns_before(call, given, name, seat):
+                continue
+            if inbox.mode == "poll":
+                able = inbox.next_check + POLL_SLACK > 0 and name != (unclaimed and unclaimed.id)
+            else:
+                deaf = inbox.deaf or (unclaimed is not None and unclaimed.inbox == inbox.name)
+                able = not deaf and inbox.name in subscribed
+            if able:
+                return f"{given} was given the lock before {name}, which was first and could take it"
+        return ""
+
+    def _returns_before(self, call: Call, given: str, name: str, seat: Seat) -> bool:
+        """The one who got the lock came back with an arrival before that of `name`: its seat had been lost."""
+        mine, theirs = self.config.clients[call.client].priority, self.config.clients[owner(name)[0]].priority
+        earlier = 0 < call.arrival < seat.arrival if mine == theirs else mine > theirs
+        return given == holder_id(call.client, call.turn) and earlier
+
 
 def rank_of(values: tuple[Rank, ...]) -> Callable[[Rank], Rank]:
     ranks = {value: rank for rank, value in enumerate(values, 1)}
@@ -177,8 +205,8 @@ def rank_of(values: tuple[Rank, ...]) -> Callable[[Rank], Rank]:
 def _reply(name: str, reply: list[Any]) -> tuple[Any, ...]:
     """The parts of a reply that a client acts on, with ranks for tokens and ticks for times."""
     match reply:
-        case ["held", token, dirty, *_]:
-            return ("held", to_rank(token), dirty)
+        case ["held", token, *_]:
+            return ("held", to_rank(token))
         case ["waiting", position, arrival, _, recheck, *_, more, _]:
             return ("waiting", position, to_rank(arrival), -1 if recheck < 0 else recheck // TICK_MS, more)
         case [kind, *rest]:
@@ -188,26 +216,3 @@ def _reply(name: str, reply: list[Any]) -> tuple[Any, ...]:
 
 def _newly_granted(before: State, after: State) -> bool:
     return after.holder is not None and after.holder.token >= NEW
-
-
-def _order_broken(before: State, after: State, subscribed: frozenset[str]) -> str:
-    """First come, first served, but for waiters that could not be given the lock. Names one that was passed over."""
-    assert after.holder
-    unclaimed = before.holder if before.holder and before.holder.phase == "granted" else None
-    for name, _ in before.queue:
-        if name == after.holder.id:
-            return ""
-        seat = before.seat(name)
-        inbox = before.inbox(seat.inbox) if seat else None
-        if seat is None or inbox is None or not inbox.expires:
-            continue
-        if name not in [other for other, _ in after.queue]:
-            continue  # it has just left
-        if inbox.mode == "poll":
-            able = inbox.next_check + POLL_SLACK >= 0 and name != (unclaimed and unclaimed.id)
-        else:
-            deaf = inbox.deaf or (unclaimed is not None and unclaimed.inbox == inbox.name)
-            able = not deaf and inbox.name in subscribed
-        if able:
-            return f"{after.holder.id} was given the lock before {name}, which was first and could take it"
-    return ""

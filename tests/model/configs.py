@@ -52,7 +52,7 @@ class Config(NamedTuple):
     grace: int = 2
     fallback: int = 5
     poll: int = 2
-    expires: int = 8
+    expires: int = 7
 
 
 def push(count: int, **changes: int) -> tuple[ClientSpec, ...]:
@@ -63,7 +63,9 @@ def push(count: int, **changes: int) -> tuple[ClientSpec, ...]:
 CONFIGS = {
     config.name: config
     for config in (
-        Config("quick", push(2), Faults(crash=1, reply=1, message=1, data=1)),
+        *(Config(f"q{n}", push(2), Faults(crash=1, reply=1, message=1, data=1, stall=n)) for n in range(5)),
+        *(Config(f"t{n}", push(3), Faults(crash=1, reply=1, message=1, data=1, stall=n)) for n in range(5)),
+
         Config("ci", push(3), Faults(crash=1, reply=1, message=1, data=1, quit=1, slow=1)),
     )
 }

@@ -134,9 +134,10 @@ class Explorer:
 
     def _left_idle(self, world: World, state: State) -> str:
         """The lock is not free while a waiter could have it and nobody is about to ask."""
+        soon = 2 * self.config.claim_window  # the first three in line look one window after the other
         if state.holder or state.lock or not state.queue or world.notes or world.flights:
             return ""
-        if state.grace_left(self.config.grace) or any(c.phase == WAIT and not c.timer for c in world.clients):
+        if state.grace_left(self.config.grace) or any(c.phase == WAIT and c.timer <= soon for c in world.clients):
             return ""
         for queued, _ in state.queue:
             index, turn = ord(queued[0]) - ord("a"), int(queued[1:])
@@ -145,7 +146,7 @@ class Explorer:
             if client.phase != WAIT or client.turn != turn or not inbox or not inbox.expires:
                 continue
             if inbox.mode == "poll":
-                able = inbox.next_check + POLL_SLACK >= 0
+                able = inbox.next_check + POLL_SLACK > 0
             else:
                 able = not inbox.deaf and client.subscribed
             if able:

@@ -1,4 +1,5 @@
-"""The canonical form of a store: times relative, tokens and arrivals by rank, no events, stats or heartbeat.
+"""The canonical form of a store: times relative, tokens and arrivals by rank, no events, stats, heartbeat or
+`dirty` (which no script decides by).
 
 Two stores with one form behave alike in everything that the model asks. A field that this file does not know is an
 error: whoever adds one to the scripts says here whether it is a time, a rank or plain text.
@@ -35,7 +36,7 @@ class Holder(NamedTuple):
     token: Rank
     inbox: str
     rest: tuple[tuple[str, str], ...]
-    """Plain text: lease, task, process, v, dirty."""
+    """Plain text: lease, task, process, v."""
 
 
 class Seat(NamedTuple):
@@ -62,7 +63,6 @@ class Fence(NamedTuple):
     """'' unknown, 'current' or 'old'."""
     since: int
     """Ticks of the restart grace left."""
-    dirty: str
     cursor: int
 
 
@@ -166,11 +166,12 @@ class Forms:
             ("inbox", holder.inbox),
             ("arrival", str(BASE_US)),
             ("since", str(BASE_MS)),
+            ("dirty", ""),
             *holder.rest,
         )
 
     def _fence_fields(self, fence: Fence) -> tuple[tuple[str, str], ...]:
-        fields = [("token", str(to_number(fence.token))), ("arrival", "1"), ("dirty", fence.dirty)]
+        fields = [("token", str(to_number(fence.token))), ("arrival", "1"), ("dirty", "")]
         if fence.run:
             fields.append(("run", CURRENT_RUN if fence.run == "current" else OLD_RUN))
             fields.append(("since", str(BASE_MS - (self.grace - fence.since) * TICK_MS)))
@@ -205,7 +206,6 @@ class Forms:
             to_rank(int(fields.get("token", "0"))),
             "" if run is None else "current" if run == CURRENT_RUN else "old",
             since,
-            fields.get("dirty", ""),
             int(fields.get("cursor", "0")),
         )
 
@@ -226,7 +226,7 @@ class Forms:
         return state._replace(lock=lock, holder=holder, fence=fence, inboxes=inboxes, uptime=uptime)
 
 
-_OVERDUE = -POLL_SLACK - 1
+_OVERDUE = -POLL_SLACK
 
 
 def _inbox_text(inbox: Inbox) -> str:
@@ -235,8 +235,8 @@ def _inbox_text(inbox: Inbox) -> str:
 
 
 def _holder(fields: dict[str, str]) -> Holder:
-    plain = {"lease", "task", "process", "v", "dirty"}
-    unknown = fields.keys() - plain - {"id", "phase", "deadline", "token", "inbox", "arrival", "since"}
+    plain = {"lease", "task", "process", "v"}
+    unknown = fields.keys() - plain - {"id", "phase", "deadline", "token", "inbox", "arrival", "since", "dirty"}
     assert not unknown, f"unknown fields of the holder: {unknown}"
     return Holder(
         fields["id"],

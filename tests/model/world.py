@@ -86,7 +86,10 @@ class Rules:
         yield from self._faults(world)
         yield from self._reap(world)
         if self.may_tick(world):
-            yield "1 tick passes", self.tick(world), ""
+            if not self._somebody_is_due(world):
+                yield "1 tick passes", self.tick(world), ""
+            elif world.faults.stall:
+                yield "1 tick passes, somebody is late", self.tick(self._spend(world, "stall")), ""
 
     def _client_steps(self, world: World, index: int, client: Client) -> Iterator[Step]:
         phase = client.phase
@@ -154,11 +157,7 @@ class Rules:
         """A message reaches its client, which acts on it at once."""
         client, rest = world.clients[note.client], self._without(world, note)
         text = f"{name(note.client)} reads {describe(note)}"
-        if note.kind == "watch":
-            if client.phase == WAIT and note.value < client.timer:
-                rest = self._seal(_with(rest, note.client, client._replace(timer=int(note.value))))
-            yield text, rest, ""
-        elif note.kind == "lost":
+        if note.kind == "lost":
             current = client.phase == HELD and client.token == note.value
             yield text, _with(rest, note.client, client._replace(flag=NOTICE)) if current else rest, ""
         elif client.phase == WAIT and client.turn == note.turn:
@@ -190,6 +189,11 @@ class Rules:
         if world.faults.reply:
             unknown, fault = self._ran(self._spend(world, "reply"), call, result)
             yield f"{text} -> {show(result.reply)}, but the reply is lost", self._seal(unknown), fault
+        if world.faults.message and any(note.kind == "watch" for note in result.notes):
+            unwatched = result._replace(notes=tuple(note for note in result.notes if note.kind != "watch"))
+            after, fault = self._ran(self._spend(world, "message"), call, unwatched)
+            after, fault = self._answer(after, call, result, 0)
+            yield f"{text} -> {show(result.reply)}, and the next one's message is lost", self._seal(after), fault
         if world.faults.slow:
             sent = self._spend(world, "slow")
             flights = tuple(sorted((*sent.flights, Flight(call, 0, True))))
@@ -239,20 +243,17 @@ class Rules:
             if result.first and token <= top:
                 fault = fault or f"{name(call.client)} holds token {token:g}, not above {top:g} that was held before"
             top = max(top, token)
-        notes = world.notes
+        notes, clients = world.notes, world.clients
         if result.notes:
             kept = set(notes)
             for note in result.notes:
                 client = world.clients[note.client]
-                if client.phase == DEAD or (note.kind == "watch" and client.phase != WAIT):
-                    continue
-                if note.kind == "watch":
-                    note = note._replace(turn=client.turn)
-                    # The newest one says it all.
-                    kept = {n for n in kept if n.kind != "watch" or n.client != note.client}
-                kept.add(note)
+                if note.kind != "watch":
+                    kept.add(note)
+                elif client.phase == WAIT and note.value < client.timer:
+                    clients = _put(clients, note.client, client._replace(timer=int(note.value)))
             notes = tuple(sorted(kept))
-        return world._replace(state=result.state, notes=notes, top=top), fault
+        return World(result.state, clients, notes, world.flights, world.faults, top), fault
 
     def _answer(self, world: World, call: Call, result: Result, age: int) -> tuple[World, str]:
         """What the reply means to its reader."""
@@ -282,11 +283,17 @@ class Rules:
                 client = Client(WAIT, client.turn, client.subscribed, 0 if more else timer, 0, arrival, 1)
             case ("busy",) | ("full",):
                 client = self._next_turn(index, client)
+            case ("stale",):
+                client = client._replace(timer=0)
+            case ("done", "reaped") if self._reply_was_lost(world):
+                client = self._next_turn(index, client)  # it held the lock without knowing, for a whole lease
             case ("done", outcome):
                 return world, f"{name(index)} waits, and was ended as {outcome}"
-            case _:
-                pass
         return _with(world, index, client), ""
+
+    def _reply_was_lost(self, world: World) -> bool:
+        left, at_first = world.faults, self.config.faults
+        return left.reply < at_first.reply or left.slow < at_first.slow
 
     def _beaten(self, world: World, call: Call, client: Client, result: Result, age: int) -> tuple[World, str]:
         index = call.client
@@ -342,8 +349,8 @@ class Rules:
             if client.phase == HELD:
                 client = client._replace(flag=max(client.flag, NOTICE))
             elif client.phase == WAIT:
-                client = client._replace(flag=0)
-            clients.append(client._replace(subscribed=False))
+                client = client._replace(flag=0, subscribed=False)
+            clients.append(client)
         world = self._spend(world, fault)
         return self._seal(world._replace(state=state, clients=tuple(clients), notes=()))
 
@@ -369,6 +376,21 @@ class Rules:
             return not any(c.phase == HELD and c.flag != CALM and c.timer > 1 for c in world.clients)
         return True
 
+    def _somebody_is_due(self, world: World) -> bool:
+        """A message waits to be read, a check, a beat, or the repetition of a call that was not answered."""
+        if world.notes:
+            return True
+        for index, client in enumerate(world.clients):
+            if client.phase == WAIT:
+                if not client.timer or not (client.subscribed or self.config.clients[index].polls):
+                    return True
+            elif client.phase == HELD:
+                if client.flag or client.timer <= self.config.margin:
+                    return True
+            elif client.phase in (RELEASING, LEAVING):
+                return True
+        return False
+
     def tick(self, world: World) -> World:
         clients = []
         for client in world.clients:
@@ -378,9 +400,7 @@ class Rules:
                     client = client._replace(phase=RELEASING, flag=CALM)
             clients.append(client)
         flights = tuple(f._replace(age=min(f.age + 1, self.full)) for f in world.flights)
-        notes = tuple(sorted(n._replace(value=max(0, n.value - 1)) if n.kind == "watch" else n for n in world.notes))
-        world = world._replace(state=self.caller.later(world.state), clients=tuple(clients), flights=flights)
-        return self._seal(world._replace(notes=notes))
+        return self._seal(world._replace(state=self.caller.later(world.state), clients=tuple(clients), flights=flights))
 
     # the suffix without faults --------------------------------------------------------------------------------
 
@@ -433,8 +453,7 @@ class Rules:
             tokens.add(client.token)
             arrivals.add(client.arrival)
         for note in world.notes:
-            if note.kind != "watch":
-                tokens.add(note.value)
+            tokens.add(note.value)
         for flight in world.flights:
             tokens.add(flight.call.token)
             arrivals.add(flight.call.arrival)
@@ -453,7 +472,7 @@ class Rules:
                 else c
                 for c in world.clients
             ),
-            tuple(sorted(n if n.kind == "watch" else n._replace(value=token.get(n.value, n.value)) for n in world.notes)),
+            tuple(sorted(n._replace(value=token.get(n.value, n.value)) for n in world.notes)),
             tuple(
                 f._replace(
                     call=f.call._replace(
@@ -468,8 +487,11 @@ class Rules:
 
 
 def _with(world: World, index: int, client: Client) -> World:
-    clients = world.clients
-    return world._replace(clients=(*clients[:index], client, *clients[index + 1 :]))
+    return world._replace(clients=_put(world.clients, index, client))
+
+
+def _put(clients: tuple[Client, ...], index: int, client: Client) -> tuple[Client, ...]:
+    return (*clients[:index], client, *clients[index + 1 :])
 
 
 def name(index: int) -> str:
@@ -482,7 +504,7 @@ def show(reply: tuple[object, ...]) -> str:
 
 def describe(note: Note) -> str:
     value = "old" if note.value == STALE else f"{note.value:g}"
-    return f"{note.kind} for {name(note.client)}{note.turn} ({'in' if note.kind == 'watch' else 'token'} {value})"
+    return f"{note.kind} for {name(note.client)}{note.turn} (token {value})"
 
 
 def describe_call(call: Call) -> str:
