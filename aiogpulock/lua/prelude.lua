@@ -302,7 +302,7 @@ local function grant(caller)
       return true
     end
     if inbox.mode == 'poll' then
-      if inbox.next_check + POLL_SLACK < now then return false end
+      if inbox.next_check + POLL_SLACK <= now then return false end
       take(seat, 'granted', inbox.next_check + POLL_SLACK)
       return true
     end
