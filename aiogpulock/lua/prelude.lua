@@ -70,6 +70,12 @@ local function fence()
   return fence_read
 end
 
+local function drop_seat(id)
+  redis.call('HDEL', WAITERS, id)
+  redis.call('ZREM', QUEUE, id)
+  if redis.call('EXISTS', QUEUE) == 0 then redis.call('DEL', WAITERS) end
+end
+
 -- outcomes: a finished id stays finished, so no delayed or repeated call can bring a lock back ----------------
 
 local function outcome_of(id)
@@ -77,7 +83,9 @@ local function outcome_of(id)
   return score and OUTCOMES[tonumber(score) % 8]
 end
 
+-- A delayed acquire may have queued a holder whose data was lost: an ended id must not be offered the lock.
 local function finish(id, outcome)
+  if redis.call('ZREM', QUEUE, id) == 1 then drop_seat(id) end
   redis.call('ZADD', DONE, now * 8 + OUTCOME_CODE[outcome], id)
   redis.call('ZREMRANGEBYSCORE', DONE, '-inf', (now - KEEP_DONE) * 8)
   redis.call('ZREMRANGEBYRANK', DONE, 0, -1 - DONE_ENTRIES)
@@ -96,12 +104,6 @@ end
 
 -- seats: the queue's entries ----------------------------------------------------------------------------------
 -- waiters: id -> 'inbox lease ttl arrival task';  '@' .. inbox -> 'mode next_check expires deaf process'
-
-local function drop_seat(id)
-  redis.call('HDEL', WAITERS, id)
-  redis.call('ZREM', QUEUE, id)
-  if redis.call('EXISTS', QUEUE) == 0 then redis.call('DEL', WAITERS) end
-end
 
 local function read_inbox(inbox)
   local entry = redis.call('HGET', WAITERS, '@' .. inbox)
