@@ -82,9 +82,10 @@ local function waiting(enqueued, wait, more)
     recheck_in = redis.call('PTTL', LOCK)
   elseif holder then
     recheck_in = math.max(0, holder.deadline - now)
-    -- A release within the restart grace grants to nobody: those who would be next look when it is over.
+    -- A release within the restart grace grants to nobody, and a deadline that comes within it ends nothing: those who
+    -- would be next look when it is over.
     local grace = position <= WATCHERS and restart_grace_left() or 0
-    if grace > 0 then recheck_in = math.min(recheck_in, grace) end
+    if grace > 0 and (recheck_in == 0 or recheck_in > grace) then recheck_in = grace end
   end
   local current = holder and not foreign and holder or {id = '', phase = '', process = ''}
   return {'waiting', position, me.arrival, enqueued, recheck_in,
