@@ -72,7 +72,9 @@ class Guard:
             self._wake()
 
     def close(self) -> None:
-        """Stop; waits for the thread for as long as a Redis call of it may take."""
+        """Stop; waits for the thread for as long as a Redis call of it may take. Idempotent."""
+        if self._stopping:
+            return
         self._stopping = True
         self._wake()
         self._thread.join(self._timeout + 1)

@@ -11,6 +11,9 @@ from typing import Any
 
 from aiogpulock import GpuLockManager, Lease
 
+FOREVER = 60.0
+"""Longer than any test waits."""
+
 
 async def eventually(condition: Callable[[], Any], *, description: str, timeout: float = 30.0) -> Any:
     """`wait_until` for an event loop: `condition` may be a coroutine function."""
@@ -48,3 +51,8 @@ async def held_elsewhere(manager: GpuLockManager, **keywords: Any) -> AsyncItera
 async def current(manager: GpuLockManager, gpu_id: str = "0") -> str | None:
     """The value under the lock's key."""
     return next((lock.value for lock in await manager.status() if lock.gpu_id == gpu_id), None)
+
+
+async def force(manager: GpuLockManager) -> None:
+    """Somebody takes GPU 0 from its holder."""
+    assert await manager.force_release(0)
