@@ -22,8 +22,8 @@ from aiogpulock.models import (
     Released,
     Request,
     Stale,
-    Waiting,
     WaiterSnapshot,
+    Waiting,
 )
 from aiogpulock.redis_client import RedisClient, ScriptMissingError
 
@@ -45,6 +45,11 @@ def load_script(name: str) -> Script:
     return Script(hashlib.sha1(source, usedforsecurity=False).hexdigest().encode(), source)
 
 
+def script_command(name: str, keys: LockKeys, arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """The EVALSHA of a shipped script; `arguments` are its whole ARGV."""
+    return ("EVALSHA", load_script(name).sha, len(keys.script_keys), *keys.script_keys, *arguments)
+
+
 class Terms(NamedTuple):
     """What each script that may grant goes by."""
 
@@ -60,7 +65,7 @@ class LeaseTerms(NamedTuple):
 
 
 class Scripts:
-    """The scripts on one server. `clean_run` tells the run id of a server known to have started without data to lose."""
+    """The scripts on one server. `clean_run` tells the run id of a server known to have had no data to lose."""
 
     def __init__(self, client: RedisClient, clean_run: Callable[[], str]) -> None:
         self._client = client
@@ -98,10 +103,13 @@ class Scripts:
                 outcome = _outcome(reply, keys)
                 return Released(ok=outcome == "released", more=False, detail=outcome)
 
-    async def withdraw(self, keys: LockKeys, terms: Terms, waiter_id: str, reason: str) -> bool:
-        """Leave the queue for good, handing on what was granted meanwhile. Answers whether to `resume`."""
-        reply = await self._run("withdraw", keys, terms, waiter_id, reason)
-        return reply[0] == b"withdrawn" and reply[2] == 1
+    async def withdraw(self, keys: LockKeys, terms: Terms, waiter_id: str, reason: str, inbox: str = "") -> bool:
+        """Leave the queue for good, handing on what was granted meanwhile. Answers whether to `resume`.
+
+        `inbox`: only if the id belongs to it.
+        """
+        reply = await self._run("withdraw", keys, terms, waiter_id, reason, inbox)
+        return bool(reply[0] == b"withdrawn" and reply[2] == 1)
 
     async def beat(self, beats: Sequence[tuple[LockKeys, str, int, LeaseTerms]]) -> list[Beat | Exception]:
         """Renew leases, all in one write: (keys, holder id, token, terms) each."""
@@ -112,16 +120,13 @@ class Scripts:
             if isinstance(reply, ScriptMissingError):
                 keys, arguments = calls[index]
                 replies[index] = await self._eval("heartbeat", keys, Terms(0, 0), arguments)
-        return [
-            reply if isinstance(reply, Exception) else _beat(reply, beats[index][0])
-            for index, reply in enumerate(replies)
-        ]
+        return [_beat_or_error(reply, beat[0]) for reply, beat in zip(replies, beats, strict=True)]
 
     async def reassert(
         self, keys: LockKeys, holder_id: str, token: int, lease: LeaseTerms, claim: Sequence[Any]
     ) -> Beat:
         """Restore a lease that the server forgot. `claim`: inbox, task, process, arrival_us, held for (ms)."""
-        return _beat(await self._run("reassert", keys, Terms(0, 0), holder_id, token, *lease, *claim), keys)
+        return parse_beat(await self._run("reassert", keys, Terms(0, 0), holder_id, token, *lease, *claim), keys)
 
     async def reap(
         self, keys: LockKeys, terms: Terms, seen: str, outcome: str, reason: str, actor: str
@@ -152,8 +157,7 @@ class Scripts:
         return _checked(reply, keys)
 
     def _command(self, name: str, keys: LockKeys, terms: Terms, arguments: Sequence[Any]) -> tuple[Any, ...]:
-        sha = load_script(name).sha
-        return ("EVALSHA", sha, len(keys.script_keys), *keys.script_keys, *terms, self._clean_run(), *arguments)
+        return script_command(name, keys, (*terms, self._clean_run(), *arguments))
 
     async def _eval(self, name: str, keys: LockKeys, terms: Terms, arguments: Sequence[Any]) -> Any:
         """EVAL caches the script on the server: one round trip where SCRIPT LOAD would cost two."""
@@ -177,10 +181,18 @@ def _outcome(reply: list[Any], keys: LockKeys) -> Any:
     return reply[1].decode()
 
 
-def _beat(reply: Any, keys: LockKeys) -> Beat:
+def parse_beat(reply: Any, keys: LockKeys) -> Beat:
     checked = _checked(reply, keys)
     detail = checked[1].decode("utf-8", "replace") if len(checked) > 1 else ""
     return Beat(checked[0].decode(), detail)
+
+
+def _beat_or_error(reply: Any, keys: LockKeys) -> Beat | Exception:
+    """One lock's trouble is not another's."""
+    try:
+        return reply if isinstance(reply, Exception) else parse_beat(reply, keys)
+    except ProtocolError as error:
+        return error
 
 
 def _waiting(reply: list[Any]) -> Waiting:
@@ -258,5 +270,3 @@ def _waiter(entry: list[Any]) -> WaiterSnapshot:
         mode=entry[4].decode(),
         deaf=entry[5] == 1,
     )
-
-

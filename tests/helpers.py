@@ -1,0 +1,19 @@
+"""What many tests need."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def wait_until(condition: Callable[[], T], *, description: str, timeout: float = 30.0, interval: float = 0.01) -> T:
+    """Polls until `condition()` is true and returns its value; after `timeout` seconds fails with the description."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout} s: {description}; last seen: {value!r}")
+        time.sleep(interval)
+    return value
