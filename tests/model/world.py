@@ -194,7 +194,7 @@ class Rules:
         after, fault = self._answer(after, call, result, 0)
         yield f"{text} -> {show(result.reply)}", self._seal(after), fault
         if world.faults.reply:
-            unknown, fault = self._ran(self._spend(world, "reply"), call, result)
+            unknown, fault = self._ran(self._unanswered(self._spend(world, "reply"), index), call, result)
             yield f"{text} -> {show(result.reply)}, but the reply is lost", self._seal(unknown), fault
         if world.faults.message and any(note.kind == "watch" for note in result.notes):
             unwatched = result._replace(notes=tuple(note for note in result.notes if note.kind != "watch"))
@@ -202,7 +202,7 @@ class Rules:
             after, fault = self._answer(after, call, result, 0)
             yield f"{text} -> {show(result.reply)}, and the next one's message is lost", self._seal(after), fault
         if world.faults.slow:
-            sent = self._spend(world, "slow")
+            sent = self._unanswered(self._spend(world, "slow"), index)
             flights = tuple(sorted((*sent.flights, Flight(call, 0, True))))
             yield f"{text}: sent, not run yet", self._seal(sent._replace(flights=flights)), ""
         if world.faults.refuse:
@@ -210,6 +210,13 @@ class Rules:
             if refused.notes or refused.state != world.state:
                 after, fault = self._ran(self._spend(world, "refuse"), call, refused)
                 yield f"{text}: the server refuses the write", self._seal(after), fault
+
+    def _unanswered(self, world: World, index: int) -> World:
+        """A waiter without an answer asks again soon, and knows nothing of its seat."""
+        client = world.clients[index]
+        if client.phase != WAIT:
+            return world
+        return _with(world, index, client._replace(timer=0, flag=0))
 
     def arrive(self, world: World, flight: Flight) -> Step:
         """A slow call runs, and its reply comes back."""
@@ -342,11 +349,16 @@ class Rules:
         if faults.cut:
             for index, client in enumerate(world.clients):
                 if client.subscribed and client.phase == WAIT:
-                    yield f"{name(index)} loses its inbox", self._cut(self._spend(world, "cut"), {index}), ""
+                    gone = self._housemates(index)
+                    yield f"{name(index)} loses its inbox", self._cut(self._spend(world, "cut"), gone), ""
+
+    def _housemates(self, index: int) -> set[int]:
+        """All clients in the process of one."""
+        manager = self.config.clients[index].manager
+        return {other for other, spec in enumerate(self.config.clients) if spec.manager == manager}
 
     def _crash(self, world: World, index: int) -> World:
-        manager = self.config.clients[index].manager
-        gone = {i for i, spec in enumerate(self.config.clients) if spec.manager == manager}
+        gone = self._housemates(index)
         world = self._cut(self._spend(world, "crash"), gone)
         for other in gone:
             world = _with(world, other, Client(DEAD, world.clients[other].turn, subscribed=False))
@@ -391,7 +403,10 @@ class Rules:
         """A message waits to be read, a check, a beat, or the repetition of a call that was not answered."""
         if world.notes:
             return True
+        waiting_for_replies = {flight.call.client for flight in world.flights if flight.awaited}
         for index, client in enumerate(world.clients):
+            if index in waiting_for_replies:
+                continue
             if client.phase == WAIT:
                 if not client.timer or not (client.subscribed or self.config.clients[index].polls):
                     return True
