@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -15,7 +16,7 @@ import msgspec
 
 from aiogpulock import signals
 from aiogpulock.config import Settings, SettingsSource, redact_url
-from aiogpulock.embedded import EmbeddedServer, join
+from aiogpulock.embedded import EmbeddedServer, announce_other_server, join
 from aiogpulock.errands import Errands
 from aiogpulock.errors import (
     ConfigError,
@@ -85,6 +86,7 @@ class GpuLockManager:
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._embedded: EmbeddedServer | None = None
+        self._leave_server = ExitStack()
         self._starting = asyncio.Lock()
         self._parts: _Parts | None = None
         self._reviving: asyncio.Task[None] | None = None
@@ -291,6 +293,8 @@ class GpuLockManager:
                 f"gpu_lock.redis.embedded is 'require', but a Redis URL is named by {self._url_source}: "
                 "remove one of them"
             )
+        if self._url:
+            await asyncio.to_thread(self._announce, self._url)
         url = self._url or await self._join_embedded()
         client = self._client(url, connections=COMMAND_CONNECTIONS)
         try:
@@ -310,9 +314,14 @@ class GpuLockManager:
             await asyncio.to_thread(self._join)
         return self._joined().url
 
+    def _announce(self, url: str) -> None:
+        """Two locks on one host are none: processes that use the embedded server are warned of this one."""
+        self._leave_server.callback(announce_other_server(url).close)
+
     def _join(self) -> None:
         """In a thread, which goes on if the caller is cancelled: the share that it takes must be known here."""
         self._embedded = join(timeout=self.connect_timeout)
+        self._leave_server.callback(self._embedded.close)
 
     def _joined(self) -> EmbeddedServer:
         if self._embedded is None:
@@ -361,8 +370,7 @@ class GpuLockManager:
             await self._parts.close()
         if self._reviving is not None:
             await asyncio.wait([self._reviving])
-        if self._embedded is not None:
-            self._embedded.close()
+        self._leave_server.close()
 
     # messages
 

@@ -735,7 +735,3 @@ def test_errors_at_construction_are_raised(file: Path) -> None:
 
 
 @pytest.mark.performance
-def test_a_throttled_look_costs_almost_nothing(file: Path) -> None:
-    file.write_text("")
-    source = SettingsSource(file, environ={}, look_every=3600)
-    assert min(timeit.repeat(source.current, number=10_000, repeat=5)) / 10_000 < 2e-6

@@ -23,7 +23,7 @@ OTHER_WAY = "or set REDIS_URL to a server of yours"
 
 @dataclass(frozen=True)
 class Files:
-    """The paths in one embedded server's directory. `_embedded_supervisor.py` knows four of them by name."""
+    """The paths in one embedded server's directory. `supervisor.py` knows four of them by name."""
 
     directory: Path
 
