@@ -4,7 +4,6 @@ import dataclasses
 import io
 import logging
 import os
-import timeit
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -732,6 +731,3 @@ def test_errors_at_construction_are_raised(file: Path) -> None:
     file.write_text("gpu_lock: 5")
     with pytest.raises(ConfigError):
         SettingsSource(file, environ={})
-
-
-@pytest.mark.performance
