@@ -75,8 +75,8 @@ async def test_the_deadline_counts_without_a_heartbeat_too(own_server: RealServe
 async def test_the_body_s_own_exception_comes_out_with_the_loss_as_a_note(manager: GpuLockManager) -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         async with manager.lock(0):
-            await force(manager)
             try:
+                await force(manager)  # the loss may arrive before this has ended
                 await asyncio.sleep(FOREVER)
             except asyncio.CancelledError:
                 raise ZeroDivisionError from None
@@ -88,8 +88,8 @@ async def test_the_body_s_own_exception_comes_out_with_the_loss_as_a_note(manage
 async def test_a_body_that_checks_gets_its_own_error_without_a_second_text(manager: GpuLockManager) -> None:
     with pytest.raises(LeaseLostError) as caught:
         async with manager.lock(0) as lease:
-            await force(manager)
             try:
+                await force(manager)  # the loss may arrive before this has ended
                 await lease.lost.wait()
             except asyncio.CancelledError:
                 lease.check()
@@ -99,8 +99,8 @@ async def test_a_body_that_checks_gets_its_own_error_without_a_second_text(manag
 async def test_a_body_that_ends_normally_gives_the_loss(manager: GpuLockManager) -> None:
     with pytest.raises(LeaseLostError) as caught:
         async with manager.lock(0) as lease:
-            await force(manager)
             try:
+                await force(manager)  # the loss may arrive before this has ended
                 await lease.lost.wait()
                 await asyncio.sleep(FOREVER)
             except asyncio.CancelledError:
