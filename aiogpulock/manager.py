@@ -118,9 +118,14 @@ class GpuLockManager:
         return self
 
     @property
+    def forked(self) -> bool:
+        """Carried into a forked process: its connections and its leases are the parent's."""
+        return self._pid != os.getpid()
+
+    @property
     def unusable(self) -> bool:
         """Closed, or carried into a forked process."""
-        return self._closed or self._pid != os.getpid()
+        return self._closed or self.forked
 
     async def status(self) -> list[LockSnapshot]:
         """Every known lock: holder, age, queue, deadline. Raises `RedisUnavailableError`."""
