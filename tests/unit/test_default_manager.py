@@ -266,3 +266,16 @@ async def test_a_manager_that_closes_ends_its_waiters_and_tells_its_bodies(own_s
     assert isinstance(waiter.exception(), ManagerClosedError)
     assert left == ([], 0)
     assert connected == []
+
+
+async def test_a_manager_that_closes_ends_waiters_whose_holder_is_elsewhere(
+    redis_url: str, redis_cleanup: redis.Redis
+) -> None:
+    manager = GpuLockManager(redis_url, restart_grace=0)
+    async with GpuLockManager(redis_url, restart_grace=0) as other, other.lock(0):
+        waiting = [asyncio.create_task(manager.lock(0).acquire_for(number)) for number in range(20)]
+        await waiters(other, 20)
+        await manager.close()
+        assert not redis_cleanup.exists("{gpu_lock:0}:queue")
+        await asyncio.wait(waiting)
+        assert {type(task.exception()) for task in waiting} == {ManagerClosedError}

@@ -226,3 +226,13 @@ async def test_counters_are_kept_while_redis_is_away_and_sent_once(
         await eventually(lambda: not fragile.parts.errands._errands, description="nothing to be left to send")
         assert counted() == "1"
     assert fragile.exception_stats.normal_release_failures == 1
+
+
+async def test_a_batch_of_counters_that_is_sent_twice_counts_once(
+    manager: GpuLockManager, redis_cleanup: redis.Redis
+) -> None:
+    async with manager.lock(0) as lease:
+        for batch in ("one", "one", "two", "one"):
+            await manager.urgent.count(lease._hold.keys, batch, {"cleanup_failures": 2, "timeouts": 1})
+    stats = redis_cleanup.hgetall("{gpu_lock:0}:stats")
+    assert (stats["cleanup_failures"], stats["timeouts"]) == ("4", "2")
