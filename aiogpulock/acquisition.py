@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aiogpulock import clock
-from aiogpulock.errors import GpuLockError, LockTimeoutError, NestedLockError, QueueFullError, RedisUnavailableError
+from aiogpulock.errors import (
+    GpuLockError,
+    LeaseLostError,
+    LockTimeoutError,
+    NestedLockError,
+    QueueFullError,
+    RedisUnavailableError,
+)
 from aiogpulock.keys import LockKeys
 from aiogpulock.lease import Hold, HoldTerms
 from aiogpulock.leaving import finish
@@ -84,12 +91,18 @@ class Acquisition:
         try:
             async with asyncio.timeout(self._settings.max_wait_time or None):
                 return await self._until_held()
+        except (
+            QueueFullError,
+            LockTimeoutError,
+        ):  # Redis refused it: there is no seat, unless an earlier call made one
+            if self._in_doubt:
+                await finish(lambda: self._withdraw("cancelled"))
+            raise
         except TimeoutError:
             await finish(lambda: self._withdraw("timeout"))
             raise self._timeout_error() from None
-        except BaseException as error:
-            if self._in_doubt or not isinstance(error, QueueFullError | LockTimeoutError):
-                await finish(lambda: self._withdraw("cancelled"))
+        except BaseException:
+            await finish(lambda: self._withdraw("cancelled"))
             raise
         finally:
             self._exit()
@@ -117,7 +130,7 @@ class Acquisition:
                 case Refused():
                     raise self._refusal(reply)
                 case Finished(outcome):
-                    raise LockTimeoutError(f"GPU_LOCK_TIMEOUT: {self._wish.keys.lock}: this request was {outcome}")
+                    raise self._ended(outcome)
                 case Stale():
                     continue  # a forged or old message; ask what is there
                 case Waiting():
@@ -223,6 +236,14 @@ class Acquisition:
         holder = f"held as {reply.value!r}" if reply.value else "not to be granted just after a restart of Redis"
         return LockTimeoutError(
             f"GPU_LOCK_TIMEOUT: {lock} is {holder}, {reply.waiters} wait; max_wait_time=0 does not queue"
+        )
+
+    def _ended(self, outcome: str) -> LeaseLostError:
+        """Somebody ended this request: an operator, or its deadline while the reply to its claim was lost."""
+        return LeaseLostError(
+            f"the request for {self._wish.keys.lock} was {outcome} before its body began: acquire again",
+            reason="forced" if outcome == "forced" else "lease_expired",
+            fencing_token=0,
         )
 
     def _timeout_error(self) -> LockTimeoutError:

@@ -15,12 +15,12 @@ def gpu_lock(gpu_id: int | str = 0, *, manager: GpuLockManager | None = None, **
     Args:
         gpu_id: an index from 0, or a name of letters, digits and ``. _ : -`` ("cuda:0", a UUID), at most 128 long.
         manager: whose server to use; by default one per event loop, made on first use.
-        options: ``task_name`` (str), shown to others as the holder; by default the function's name, or program and task.
+        options: ``task_name`` (str), shown to others as the holder; by default the function, or program and task.
             ``priority`` (int), -100 to 100, higher first; one step is worth 60 s of waiting.
             ``cleanup``, called, and awaited if it answers with an awaitable, before the release; its errors are logged.
             ``on_lost``, called with the reason, on the event loop, when the lease is lost.
-            Every key of the ``gpu_lock`` section of ``config.yml`` but ``redis``: ``max_wait_time`` (seconds; None waits
-            for ever, 0 tries once and never queues), ``max_waiters``, ``lock_timeout``, ``heartbeat``, …
+            Every key of the ``gpu_lock`` section of ``config.yml`` but ``redis``: ``max_wait_time`` (seconds; None
+            waits for ever, 0 tries once and never queues), ``max_waiters``, ``lock_timeout``, ``heartbeat``, …
 
     Raises:
         InvalidGpuError, ConfigError: at once, before any connection.

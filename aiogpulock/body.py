@@ -8,7 +8,7 @@ from aiogpulock.errors import LeaseLostError
 
 
 class Body:
-    """The code that one task runs under a lease. Enter and exit may be in different tasks: then nothing is cancelled."""
+    """The code that one task runs under a lease. If its end is in another task, nothing is cancelled."""
 
     def __init__(self) -> None:
         self._task = asyncio.current_task()
@@ -50,5 +50,5 @@ def raise_loss(loss: LeaseLostError, error: BaseException | None, *, ours: bool)
     """
     if error is None or ours:
         raise loss from None
-    if not isinstance(error, asyncio.CancelledError | GeneratorExit):
+    if not isinstance(error, asyncio.CancelledError | GeneratorExit) and str(error) != str(loss):
         error.add_note(f"{type(loss).__name__}: {loss}")

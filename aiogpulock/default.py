@@ -19,13 +19,13 @@ async def default_manager() -> GpuLockManager:
     if loop in _managers and not _managers[loop][0].unusable:
         return _managers[loop][0]
     manager = GpuLockManager()
-    anchor = _close_with_the_loop(manager)
+    anchor = _close_with_the_loop(loop, manager)
     _managers[loop] = manager, anchor
     await anchor.__anext__()
     return manager
 
 
-async def _close_with_the_loop(manager: GpuLockManager) -> AsyncGenerator[None, None]:
+async def _close_with_the_loop(loop: asyncio.AbstractEventLoop, manager: GpuLockManager) -> AsyncGenerator[None, None]:
     """asyncio has no close hook, but a started async generator is closed and awaited when a loop ends.
 
     Every other task has been cancelled by then, so closing must not need one.
@@ -33,4 +33,6 @@ async def _close_with_the_loop(manager: GpuLockManager) -> AsyncGenerator[None, 
     try:
         yield
     finally:
+        if loop in _managers and _managers[loop][0] is manager:
+            del _managers[loop]  # it refers to the loop, which would never be freed
         await manager.close()

@@ -16,7 +16,7 @@ class InvalidGpuError(GpuLockError, ValueError):
 
 
 class LockTimeoutError(GpuLockError, TimeoutError):
-    """`max_wait_time` is over. The text starts with ``GPU_LOCK_TIMEOUT:`` and names position, holder and time waited."""
+    """`max_wait_time` is over. The text starts with ``GPU_LOCK_TIMEOUT:`` and names position, holder and time."""
 
 
 class QueueFullError(GpuLockError):

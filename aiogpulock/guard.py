@@ -72,7 +72,9 @@ class Guard:
             self._wake()
 
     def close(self) -> None:
-        """Stop; waits for the thread for as long as a Redis call of it may take."""
+        """Stop; waits for the thread for as long as a Redis call of it may take. Idempotent."""
+        if self._stopping:
+            return
         self._stopping = True
         self._wake()
         self._thread.join(self._timeout + 1)
@@ -120,13 +122,13 @@ class Guard:
                 continue
             if hold.overdue:
                 hold.lose("stalled" if late > hold.terms.max_stall else "lease_expired")
-            elif reconnected or self._is_due(hold, late):
+            elif late <= hold.terms.max_stall and (reconnected or self._is_due(hold, late)):
                 self._beat(hold)
         self._report(holds[0], late)
 
     def _is_due(self, hold: Hold, late: float) -> bool:
         interval = hold.terms.interval
-        return 1.5 * interval <= late <= hold.terms.max_stall and clock.now() - hold.beat_at >= interval / 2
+        return late >= 1.5 * interval and clock.now() - hold.beat_at >= interval / 2
 
     def _report(self, hold: Hold, late: float) -> None:
         if late < 1.5 * hold.terms.interval:

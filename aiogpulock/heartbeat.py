@@ -80,6 +80,7 @@ class Heartbeat:
         self._task: asyncio.Task[None] | None = None
         self._deadline_timer: asyncio.TimerHandle | None = None
         self._next_at = 0.0
+        self._wanted = False
         self.ticked_at = clock.now()
         """When the loop last ran a beat, by `clock.now`: the guard thread measures a stall from here."""
 
@@ -99,7 +100,7 @@ class Heartbeat:
 
     def beat_now(self) -> None:
         """Something suggests that a lease may be in danger."""
-        self._next_at = 0.0
+        self._wanted = True
         self._wake.set()
 
     async def close(self) -> None:
@@ -126,13 +127,14 @@ class Heartbeat:
     async def _slept(self, pause: float) -> bool:
         """Sleep; answers whether the sleep was cut short to plan anew. `beat_now` ends it to beat."""
         self._next_at = clock.now() + pause
-        self._wake.clear()
         try:
             async with asyncio.timeout(pause):
                 await self._wake.wait()
         except TimeoutError:
             return False
-        return self._next_at != 0.0
+        self._wake.clear()
+        wanted, self._wanted = self._wanted, False
+        return not wanted
 
     async def _beat(self) -> bool:
         """One beat for all. Answers False if it must be repeated soon."""

@@ -233,11 +233,12 @@ class Lease:
 
 
 def _leaked(hold: Hold, leak: Callable[[Hold], None]) -> None:
-    if hold.state == "held":
+    state = hold.state
+    if state != "released":
+        leak(hold)  # first: where warnings are errors, the warning ends this call
+    if state == "held":
         warnings.warn(
             f"a lease on {hold.keys.lock} of {hold.task_name!r} was never released; it is released now",
             ResourceWarning,
             stacklevel=2,
         )
-    if hold.state != "released":
-        leak(hold)

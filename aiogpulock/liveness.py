@@ -42,7 +42,7 @@ def boot_id() -> str:
 
 def _namespace(name: str) -> int:
     try:
-        return os.stat(f"/proc/self/ns/{name}").st_ino
+        return (_PROC / "self/ns" / name).stat().st_ino
     except OSError:
         return 0
 
@@ -126,7 +126,8 @@ class ProcessWatch:
         """
         if not info.processes or not same_host(info):
             return False
-        return all([self._watch_one(process, listener) for process in info.processes])
+        states = [self._watch_one(process, listener) for process in info.processes]  # every one gets its watch
+        return all(states)
 
     def _watch_one(self, process: tuple[int, int], listener: Callable[[], None]) -> bool:
         if process[0] == os.getpid():

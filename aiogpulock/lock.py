@@ -8,7 +8,7 @@ import inspect
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from aiogpulock.acquisition import Acquisition, Wish
 from aiogpulock.body import Body, raise_loss
@@ -142,7 +142,7 @@ class GpuLock:
     def __call__(self, function: F) -> F:
         """Run a coroutine function or an async generator function under the lock, arguments and result untouched."""
         if inspect.isasyncgenfunction(function):
-            return self._wrap_generator(function)
+            return cast("F", self._wrap_generator(function))
         if not inspect.iscoroutinefunction(function):
             raise TypeError(
                 f"@gpu_lock needs a coroutine function or an async generator function, and {function!r} is neither. "
@@ -156,7 +156,7 @@ class GpuLock:
             async with lock:
                 return await function(*args, **kwargs)
 
-        return locked  # type: ignore[return-value]
+        return cast("F", locked)
 
     def _wrap_generator(self, function: Callable[..., AsyncGenerator[Any, Any]]) -> Any:
         lock = self._named(function)
@@ -183,11 +183,12 @@ class GpuLock:
                 pass
             except BaseException as raised:
                 error = raised
+                await generator.aclose()  # after a loss it still waits at its yield
                 raise
             finally:
                 loss = await _release(lease, reason_for(error))
-                if loss is not None and error is None:
-                    raise loss
+                if loss is not None:
+                    raise_loss(loss, error, ours=False)
 
         return locked
 

@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -15,7 +16,7 @@ import msgspec
 
 from aiogpulock import signals
 from aiogpulock.config import Settings, SettingsSource, redact_url
-from aiogpulock.embedded import EmbeddedServer, join
+from aiogpulock.embedded import EmbeddedServer, announce_other_server, join
 from aiogpulock.errands import Errands
 from aiogpulock.errors import (
     ConfigError,
@@ -85,6 +86,7 @@ class GpuLockManager:
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._embedded: EmbeddedServer | None = None
+        self._leave_server = ExitStack()
         self._starting = asyncio.Lock()
         self._parts: _Parts | None = None
         self._reviving: asyncio.Task[None] | None = None
@@ -167,9 +169,9 @@ class GpuLockManager:
 
     async def started(self) -> _Parts:
         """Connect on first use. Raises `RedisUnavailableError`, `AuthenticationError`, `ServerTooOldError`."""
-        if self._parts is not None and not self._closed and self._pid == os.getpid():
-            return self._parts
         self._check_usable()
+        if self._parts is not None:
+            return self._parts
         async with self._starting:
             if self._parts is None:
                 self._loop = asyncio.get_running_loop()
@@ -237,13 +239,13 @@ class GpuLockManager:
         while await self.scripts.resume(keys, terms):
             pass
 
-    async def withdraw(self, keys: LockKeys, terms: Terms, waiter_id: str, reason: str) -> None:
-        if await self.urgent.withdraw(keys, terms, waiter_id, reason):
+    async def withdraw(self, keys: LockKeys, terms: Terms, waiter_id: str, reason: str, inbox: str = "") -> None:
+        if await self.urgent.withdraw(keys, terms, waiter_id, reason, inbox):
             await self.resume(keys, terms)
 
-    def withdraw_later(self, keys: LockKeys, terms: Terms, waiter_id: str, reason: str) -> None:
-        """Redis is away: leave the queue when it is back."""
-        self._add_errand(f"withdrawal of {waiter_id}", lambda: self.withdraw(keys, terms, waiter_id, reason))
+    def withdraw_later(self, keys: LockKeys, terms: Terms, waiter_id: str, reason: str, inbox: str = "") -> None:
+        """Leave the queue without waiting for it: Redis may be away."""
+        self._add_errand(f"withdrawal of {waiter_id}", lambda: self.withdraw(keys, terms, waiter_id, reason, inbox))
 
     async def emergency_scripts(self, call: Callable[[Scripts], Awaitable[T]]) -> T:
         """Run `call` on a connection of its own."""
@@ -288,8 +290,11 @@ class GpuLockManager:
         lock = self.settings.gpu_lock
         if self._url and lock.redis.embedded == "require":
             raise ConfigError(
-                f"gpu_lock.redis.embedded is 'require', but a Redis URL is named by {self._url_source}: remove one of them"
+                f"gpu_lock.redis.embedded is 'require', but a Redis URL is named by {self._url_source}: "
+                "remove one of them"
             )
+        if self._url:
+            await asyncio.to_thread(self._announce, self._url)
         url = self._url or await self._join_embedded()
         client = self._client(url, connections=COMMAND_CONNECTIONS)
         try:
@@ -306,8 +311,22 @@ class GpuLockManager:
                 "no Redis is named, and gpu_lock.redis.embedded is 'never': set REDIS_URL, or pass redis_url"
             )
         if self._embedded is None:
-            self._embedded = await asyncio.to_thread(join, timeout=self.connect_timeout)
-        return self._embedded.url
+            await asyncio.to_thread(self._join)
+        return self._joined().url
+
+    def _announce(self, url: str) -> None:
+        """Two locks on one host are none: processes that use the embedded server are warned of this one."""
+        self._leave_server.callback(announce_other_server(url).close)
+
+    def _join(self) -> None:
+        """In a thread, which goes on if the caller is cancelled: the share that it takes must be known here."""
+        self._embedded = join(timeout=self.connect_timeout)
+        self._leave_server.callback(self._embedded.close)
+
+    def _joined(self) -> EmbeddedServer:
+        if self._embedded is None:
+            raise ManagerClosedError("the embedded server was left while it was joined")
+        return self._embedded
 
     async def _first_contact(self, client: RedisClient) -> None:
         """Redis may just be restarting: try for `connect_timeout`."""
@@ -351,8 +370,7 @@ class GpuLockManager:
             await self._parts.close()
         if self._reviving is not None:
             await asyncio.wait([self._reviving])
-        if self._embedded is not None:
-            self._embedded.close()
+        self._leave_server.close()
 
     # messages
 
@@ -375,7 +393,7 @@ class GpuLockManager:
         match message:
             case Grant():
                 if not (room and room.granted(message)) and message.id not in self.holds:
-                    self.withdraw_later(keys, self.script_terms(), message.id, "cancelled")
+                    self.withdraw_later(keys, self.script_terms(), message.id, "cancelled", self.inbox.channel)
             case Lost():
                 hold = self.holds.get(message.id)
                 if hold is not None:
@@ -459,8 +477,9 @@ class _Parts:
         await self.errands.close()
         await self.heartbeat.close()
         await self.inbox.close()
-        if self._guard is not None:
-            self._guard.close()
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.close()
         self.watch.close()
         await self.client.close()
         await self._urgent_client.close()

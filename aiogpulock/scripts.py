@@ -65,7 +65,7 @@ class LeaseTerms(NamedTuple):
 
 
 class Scripts:
-    """The scripts on one server. `clean_run` tells the run id of a server known to have started without data to lose."""
+    """The scripts on one server. `clean_run` tells the run id of a server known to have had no data to lose."""
 
     def __init__(self, client: RedisClient, clean_run: Callable[[], str]) -> None:
         self._client = client
@@ -103,9 +103,12 @@ class Scripts:
                 outcome = _outcome(reply, keys)
                 return Released(ok=outcome == "released", more=False, detail=outcome)
 
-    async def withdraw(self, keys: LockKeys, terms: Terms, waiter_id: str, reason: str) -> bool:
-        """Leave the queue for good, handing on what was granted meanwhile. Answers whether to `resume`."""
-        reply = await self._run("withdraw", keys, terms, waiter_id, reason)
+    async def withdraw(self, keys: LockKeys, terms: Terms, waiter_id: str, reason: str, inbox: str = "") -> bool:
+        """Leave the queue for good, handing on what was granted meanwhile. Answers whether to `resume`.
+
+        `inbox`: only if the id belongs to it.
+        """
+        reply = await self._run("withdraw", keys, terms, waiter_id, reason, inbox)
         return bool(reply[0] == b"withdrawn" and reply[2] == 1)
 
     async def beat(self, beats: Sequence[tuple[LockKeys, str, int, LeaseTerms]]) -> list[Beat | Exception]:

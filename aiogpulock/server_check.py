@@ -45,7 +45,7 @@ async def check_server(client: RedisClient) -> None:
 
 
 def check_version(info: dict[str, str], where: str) -> None:
-    """Raise `ServerTooOldError` for a server before Redis 7.0. Valkey reports the Redis version it is compatible with."""
+    """Raise `ServerTooOldError` before Redis 7.0. Valkey reports the Redis version that it is compatible with."""
     version = info.get("redis_version", "")
     numbers = re.match(r"(\d+)\.(\d+)", version)
     if numbers and (int(numbers[1]), int(numbers[2])) < OLDEST:

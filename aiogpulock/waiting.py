@@ -87,6 +87,8 @@ class WaitingRoom:
 
     WATCHERS: ClassVar[int] = 3
     """How many in line re-check at the holder's deadline."""
+    JITTER: ClassVar[float] = 0.1
+    """Checks of many processes drift apart by up to this part of their interval."""
     AFTER_DEADLINE: ClassVar[float] = 0.002
     """Seconds after a deadline at which Redis has seen it pass: it counts in whole ms."""
 
@@ -109,8 +111,8 @@ class WaitingRoom:
     def add(self, waiter: Waiter) -> None:
         self._waiters[waiter.id] = waiter
         self._paces[waiter.pace] += 1
-        if self._timer is None or self._paces[waiter.pace] == 1:
-            self._schedule()
+        if self._timer is not None and self._paces[waiter.pace] == 1:
+            self._schedule()  # this one may want to look sooner than the others
 
     def discard(self, waiter: Waiter) -> None:
         if self._waiters.pop(waiter.id, None) is None:
@@ -137,7 +139,7 @@ class WaitingRoom:
     def next_check_in(self) -> float:
         """Seconds until this process looks again without being told."""
         if self._timer is None:
-            return 0.0
+            return self._interval() * (1 + self.JITTER)
         return max(0.0, self._timer.when() - asyncio.get_running_loop().time())
 
     def expires_in(self) -> float:
@@ -149,6 +151,8 @@ class WaitingRoom:
 
     def seated(self, waiter: Waiter, reply: Waiting) -> bool:
         """Note an answer; plan when to look next. Answers whether the holder is certainly dead."""
+        if self._timer is None:
+            self._schedule()
         forgotten = reply.enqueued and waiter.arrival_us != 0
         if waiter.arrival_us != reply.arrival_us:
             waiter.arrival_us = reply.arrival_us
@@ -227,7 +231,7 @@ class WaitingRoom:
     def _schedule(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        delay = self._interval() * random.uniform(0.9, 1.1)  # noqa: S311 - jitter
+        delay = self._interval() * random.uniform(1 - self.JITTER, 1 + self.JITTER)  # noqa: S311 - jitter
         self._timer = asyncio.get_running_loop().call_later(delay, self._check)
 
     def _check(self) -> None:

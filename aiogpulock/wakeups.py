@@ -141,7 +141,7 @@ class Inbox:
         while True:
             try:
                 await self._session()
-            except (rx.RedisError, OSError, TimeoutError) as error:
+            except Exception as error:  # whatever it is, messages must arrive again
                 typed = typed_error(error, self._client.where)
                 was_healthy = self._lost()
                 if isinstance(typed, AuthenticationError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -23,12 +24,12 @@ def _shared_server() -> Iterator[RealServer]:
 
 
 @pytest.fixture
-def server(_shared_server: RealServer) -> Iterator[RealServer]:
+def server(_shared_server: RealServer) -> RealServer:
     """The session's server, empty. Tests that stop, kill or configure a server make their own `RealServer`."""
     with _shared_server.client() as client:
         client.flushall()
         client.script_flush()
-    yield _shared_server
+    return _shared_server
 
 
 @pytest.fixture
@@ -61,12 +62,19 @@ async def manager(redis_url: str, redis_cleanup: redis.Redis) -> AsyncIterator[G
         yield manager
 
 
+@pytest.fixture(scope="session")
+def _embedded_directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="agl-", dir="/tmp") as directory:  # short: a socket path has 103 bytes
+        yield Path(directory) / "v1"
+
+
 @pytest.fixture(autouse=True)
-def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, _embedded_directory: Path) -> None:
     """No test sees the settings of whoever runs it, nor leaves a file beside the project's."""
     for name in list(os.environ):
         if name.startswith("AIOGPULOCK_") and name != "AIOGPULOCK_TEST_SERVER":
             monkeypatch.delenv(name)
     monkeypatch.delenv("REDIS_URL", raising=False)
+    monkeypatch.setenv("AIOGPULOCK_EMBEDDED_DIR", str(_embedded_directory))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path)

@@ -12,6 +12,7 @@
 --       {'busy' | 'full', waiters, value}   {'stale'}   {'done', outcome}   {'newer', protocol}
 
 local PRIORITY_STEP_US = 60 * 1000000   -- a priority overtakes by a bounded time only
+local WATCHERS = 3                      -- how many in line re-check at the holder's deadline
 
 local id, hint, may_wait = ARGV[4], tonumber(ARGV[5]), ARGV[15] == '1'
 local me = {id = id, inbox = ARGV[6], lease = tonumber(ARGV[10]), ttl = tonumber(ARGV[11]),
@@ -21,7 +22,9 @@ local expires_in = tonumber(ARGV[9])
 local outcome = outcome_of(id)
 if outcome then return {'done', outcome} end
 
-reap_expired()
+-- Its own lease is not reaped here: the reply that gave it was lost, so no body ran under it, and an ended id would
+-- be given the lock again.
+if not (holder and holder.id == id and holder.phase ~= 'granted') then reap_expired() end
 
 local function held()
   return {'held', holder.token, holder.dirty, math.max(0, holder.since - math.floor(holder.arrival / 1000))}
@@ -73,14 +76,19 @@ local function inbox_has_receiver()
 end
 
 local function waiting(enqueued, wait, more)
+  local position = redis.call('ZRANK', QUEUE, id) + 1
   local recheck_in = wait > 0 and wait or -1
   if foreign then
     recheck_in = redis.call('PTTL', LOCK)
   elseif holder then
     recheck_in = math.max(0, holder.deadline - now)
+    -- A release within the restart grace grants to nobody, and a deadline that comes within it ends nothing: those who
+    -- would be next look when it is over.
+    local grace = position <= WATCHERS and restart_grace_left() or 0
+    if grace > 0 and (recheck_in == 0 or recheck_in > grace) then recheck_in = grace end
   end
   local current = holder and not foreign and holder or {id = '', phase = '', process = ''}
-  return {'waiting', redis.call('ZRANK', QUEUE, id) + 1, me.arrival, enqueued, recheck_in,
+  return {'waiting', position, me.arrival, enqueued, recheck_in,
     value or (holder and value_of(holder)) or '', current.id, current.phase, current.process,
     inbox_has_receiver(), more and 1 or 0, redis.call('ZCARD', QUEUE)}
 end

@@ -11,7 +11,8 @@ if outcome then return {'done', outcome} end
 if foreign then return {'other', value} end
 if not holder or holder.token < token then return {'missing'} end
 if holder.id ~= id or holder.token ~= token then return {'other', value_of(holder)} end
-if redis.call('PEXPIRE', LOCK, ttl) == 0 then return {'missing'} end
+-- Granted: the server came back with data from before the claim; a re-assertion makes it a lease again.
+if holder.phase == 'granted' or redis.call('PEXPIRE', LOCK, ttl) == 0 then return {'missing'} end
 
 redis.call('HSET', HOLDER, 'deadline', now + lease)
 redis.call('PEXPIRE', HOLDER, ttl + KEEP_RECORD)

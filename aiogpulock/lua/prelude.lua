@@ -70,6 +70,12 @@ local function fence()
   return fence_read
 end
 
+local function drop_seat(id)
+  redis.call('HDEL', WAITERS, id)
+  redis.call('ZREM', QUEUE, id)
+  if redis.call('EXISTS', QUEUE) == 0 then redis.call('DEL', WAITERS) end
+end
+
 -- outcomes: a finished id stays finished, so no delayed or repeated call can bring a lock back ----------------
 
 local function outcome_of(id)
@@ -77,7 +83,9 @@ local function outcome_of(id)
   return score and OUTCOMES[tonumber(score) % 8]
 end
 
+-- A delayed acquire may have queued a holder whose data was lost: an ended id must not be offered the lock.
 local function finish(id, outcome)
+  if redis.call('ZREM', QUEUE, id) == 1 then drop_seat(id) end
   redis.call('ZADD', DONE, now * 8 + OUTCOME_CODE[outcome], id)
   redis.call('ZREMRANGEBYSCORE', DONE, '-inf', (now - KEEP_DONE) * 8)
   redis.call('ZREMRANGEBYRANK', DONE, 0, -1 - DONE_ENTRIES)
@@ -96,12 +104,6 @@ end
 
 -- seats: the queue's entries ----------------------------------------------------------------------------------
 -- waiters: id -> 'inbox lease ttl arrival task';  '@' .. inbox -> 'mode next_check expires deaf process'
-
-local function drop_seat(id)
-  redis.call('HDEL', WAITERS, id)
-  redis.call('ZREM', QUEUE, id)
-  if redis.call('EXISTS', QUEUE) == 0 then redis.call('DEL', WAITERS) end
-end
 
 local function read_inbox(inbox)
   local entry = redis.call('HGET', WAITERS, '@' .. inbox)
@@ -215,12 +217,47 @@ local function end_unclaimed()
   end
 end
 
--- Only the stored deadline counts, never the settings of whoever looks.
+-- The server came back with old data: whoever stands there ended before the caller was granted the lock. A waiter that
+-- had a grant then waits on. Answers whom to tell.
+local function displace()
+  local old = holder
+  if old.phase == 'granted' then
+    end_unclaimed()
+    return nil
+  end
+  end_hold('forced', 'displaced')
+  return old
+end
+
+-- ms until new grants are allowed. After a restart or failover that lost data the holders must have had the
+-- time to re-assert; a client that started later knows nothing of it, so only the script can enforce this.
+local function restart_grace_left()
+  local info = redis.pcall('INFO', 'server')
+  local run = type(info) == 'string' and info:match('run_id:(%x+)')
+  if not run then return 0 end
+  local f = fence()
+  if f.run ~= run then
+    if run == CLEAN_RUN then
+      f.since = 0
+    elseif f.run then
+      f.since = now
+    else
+      f.since = now - (tonumber(info:match('uptime_in_seconds:(%d+)')) or 0) * 1000
+    end
+    f.run = run
+    redis.call('HSET', FENCE, 'run', run, 'since', f.since)
+    redis.call('PEXPIRE', FENCE, KEEP_UNUSED)
+  end
+  return math.max(0, f.since + RESTART_GRACE - now)
+end
+
+-- Only the stored deadline counts, never the settings of whoever looks. After a restart that of a lease may be an old
+-- one: its holder has the grace to renew it. A grant has none: somebody else may have had the lock since.
 local function reap_expired()
   if not holder or foreign or holder.deadline > now then return end
   if holder.phase == 'granted' then
     end_unclaimed()
-  else
+  elseif restart_grace_left() == 0 then
     end_hold('reaped', 'lease_expired')
   end
 end
@@ -255,28 +292,6 @@ end
 
 -- grant --------------------------------------------------------------------------------------------------------
 
--- ms until new grants are allowed. After a restart or failover that lost data the holders must have had the
--- time to re-assert; a client that started later knows nothing of it, so only the script can enforce this.
-local function restart_grace_left()
-  local info = redis.pcall('INFO', 'server')
-  local run = type(info) == 'string' and info:match('run_id:(%x+)')
-  if not run then return 0 end
-  local f = fence()
-  if f.run ~= run then
-    if run == CLEAN_RUN then
-      f.since = 0
-    elseif f.run then
-      f.since = now
-    else
-      f.since = now - (tonumber(info:match('uptime_in_seconds:(%d+)')) or 0) * 1000
-    end
-    f.run = run
-    redis.call('HSET', FENCE, 'run', run, 'since', f.since)
-    redis.call('PEXPIRE', FENCE, KEEP_UNUSED)
-  end
-  return math.max(0, f.since + RESTART_GRACE - now)
-end
-
 -- One waiter beside the holder is told until when to watch: an expiry or a crash announces itself to nobody.
 local function tell_next(unreachable)
   walk(0, false, function(seat, inbox)
@@ -302,7 +317,7 @@ local function grant(caller)
       return true
     end
     if inbox.mode == 'poll' then
-      if inbox.next_check + POLL_SLACK < now then return false end
+      if inbox.next_check + POLL_SLACK <= now then return false end
       take(seat, 'granted', inbox.next_check + POLL_SLACK)
       return true
     end

@@ -19,8 +19,7 @@ if fence().token > token then return {'other', value or ''} end
 local displaced
 if holder and holder.id ~= me.id then
   if holder.token >= token then return {'other', value_of(holder)} end
-  displaced = holder
-  end_hold('forced', 'displaced')
+  displaced = displace()
 end
 
 write_holder(me, 'held', token, now + me.lease, fence().dirty)

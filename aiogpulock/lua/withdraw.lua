@@ -3,12 +3,19 @@
 --
 -- KEYS  see prelude.lua
 -- ARGV  4 id   5 reason: timeout, cancelled, …
--- Reply {'withdrawn', was granted (0/1), more (0/1)}   {'done', outcome}   {'newer', protocol}
+--       6 inbox: withdraw only what belongs to it, since a message that anybody may have sent named the id; or ''
+-- Reply {'withdrawn', was granted (0/1), more (0/1)}   {'done', outcome}   {'other'}   {'newer', protocol}
 
 local id, reason = ARGV[4], ARGV[5]
 
 local outcome = outcome_of(id)
 if outcome then return {'done', outcome} end
+
+local granted = holder and not foreign and holder.id == id
+if ARGV[6] ~= '' then
+  local owner = granted and holder or read_seat(id)
+  if not owner or owner.inbox ~= ARGV[6] then return {'other'} end
+end
 
 local seated = redis.call('ZREM', QUEUE, id) == 1
 drop_seat(id)
@@ -16,7 +23,6 @@ finish(id, 'withdrawn')
 if reason == 'timeout' then count('timeouts') end
 
 local more = false
-local granted = holder and not foreign and holder.id == id
 if granted then
   local task = holder.task
   end_hold('withdrawn', reason)

@@ -17,7 +17,9 @@ LONG: dict[str, Any] = {"heartbeat": {"interval": 10, "timeout": 30}}
 SHORT: dict[str, Any] = {"heartbeat": {"interval": 0.5, "timeout": 2}}
 
 
-def test_the_next_waiter_is_in_at_once_after_the_holder_is_killed(server: RealServer, crew: Crew, lock: RawLock) -> None:
+def test_the_next_waiter_is_in_at_once_after_the_holder_is_killed(
+    server: RealServer, crew: Crew, lock: RawLock
+) -> None:
     holder, waiter = crew.start(server.url, **LONG), crew.start(server.url, **LONG)
     holder.tell("acquire", name="a")
     token = holder.expect("held")["token"]

@@ -133,7 +133,9 @@ def test_a_polling_waiter_gets_its_turn_among_event_driven_ones(
         poller.tell("acquire", name=f"poller {number}")
         held = poller.expect("held", name=f"poller {number}")
         arrival = int(lock.holder["arrival"])
-        holds = [int(event["token"]) for _, event in lock.client.xrange(lock.key("events")) if event["event"] == "released"]
+        holds = [
+            int(event["token"]) for _, event in lock.client.xrange(lock.key("events")) if event["event"] == "released"
+        ]
         assert len([token for token in holds if arrival < token < held["token"]]) <= 9, "those in front, nobody else"
         poller.tell("release", name=f"poller {number}")
         poller.expect("left", name=f"poller {number}")

@@ -53,9 +53,7 @@ def test_two_processes_of_500_waiters_are_served_in_order_over_few_connections(
     assert register.overlaps == []
 
 
-def test_a_hand_off_between_processes_is_quick_without_any_timer(
-    server: RealServer, crew: Crew, lock: RawLock
-) -> None:
+def test_a_hand_off_between_processes_is_quick_without_any_timer(server: RealServer, crew: Crew, lock: RawLock) -> None:
     first, second = (crew.start(server.url, **NO_TIMERS) for _ in range(2))
     first.tell("acquire", name="0")
     first.expect("held", name="0")

@@ -140,7 +140,14 @@ class Crew:
         """Pids of workers whose stderr may hold a traceback."""
 
     def start(
-        self, url: str, *, program: str = "driven", boot: str = "", register: str = "", ready: bool = True, **settings: Any
+        self,
+        url: str,
+        *,
+        program: str = "driven",
+        boot: str = "",
+        register: str = "",
+        ready: bool = True,
+        **settings: Any,
     ) -> Worker:
         """A worker with a manager on `url`. Another `boot` id puts it, for the others, on another host."""
         config = {"url": url, "register": register, "settings": settings}
