@@ -12,11 +12,13 @@ import os
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError as FutureCancelledError
-from contextlib import ExitStack, suppress
+from concurrent.futures import Future
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+import anyio
+from anyio.from_thread import BlockingPortal
 
 from aiogpulock import signals
 from aiogpulock.api import gpu_lock as async_gpu_lock
@@ -32,19 +34,37 @@ R = TypeVar("R")
 _mutex = threading.Lock()
 _portal: BlockingPortal | None = None
 _portal_pid = 0
-_stack = ExitStack()
+_thread: threading.Thread | None = None
 
 
 def _running_portal() -> BlockingPortal:
     """The background event loop; after a fork the child starts its own."""
-    global _portal, _portal_pid, _stack
+    global _portal, _portal_pid, _thread
     with _mutex:
         if _portal is None or _portal_pid != os.getpid():
-            _stack = ExitStack()
-            _portal = _stack.enter_context(start_blocking_portal("asyncio", name="aiogpulock-sync"))
+            started: Future[BlockingPortal] = Future()
+            _thread = threading.Thread(target=_run_portal, args=(started,), name="aiogpulock-sync", daemon=True)
+            _thread.start()
+            _portal = started.result()
             _portal_pid = os.getpid()
             atexit.register(close)
         return _portal
+
+
+def _run_portal(started: Future[BlockingPortal]) -> None:
+    """Not `anyio.from_thread.start_blocking_portal`: in a forked child, where its thread is not, dropping it hangs."""
+
+    async def serve() -> None:
+        async with BlockingPortal() as portal:
+            started.set_result(portal)
+            await portal.sleep_until_stopped()
+
+    try:
+        anyio.run(serve)
+    except BaseException as error:
+        if started.done():
+            raise
+        started.set_exception(error)
 
 
 def close() -> None:
@@ -52,8 +72,10 @@ def close() -> None:
     global _portal
     with _mutex:
         portal, _portal = _portal, None
-        if portal is not None and _portal_pid == os.getpid():
-            _stack.close()
+        if portal is not None and _thread is not None and _portal_pid == os.getpid():
+            with suppress(RuntimeError):  # it has ended
+                portal.call(portal.stop)
+            _thread.join()
 
 
 def _call(step: Callable[[], Awaitable[R]]) -> R:
