@@ -149,8 +149,11 @@ class Crew:
         ready: bool = True,
         **settings: Any,
     ) -> Worker:
-        """A worker with a manager on `url`. Another `boot` id puts it, for the others, on another host."""
-        config = {"url": url, "register": register, "settings": settings}
+        """A worker with a manager on `url`. Another `boot` id puts it, for the others, on another host.
+
+        Without a `restart_grace` there is none: the server may just have been started for this test.
+        """
+        config = {"url": url, "register": register, "settings": {"restart_grace": 0} | settings}
         worker = Worker(program, config, {"AIOGPULOCK_BOOT_ID": boot} if boot else {})
         self._workers.append(worker)
         if ready:
