@@ -142,6 +142,7 @@ class Acquisition:
 
     async def _ask(self) -> AcquireReply | None:
         """One call of acquire.lua; None if Redis is away and the waiter is to be woken to try again."""
+        self._manager.check_usable()
         self._sent_at = clock.now()
         try:
             reply = await self._manager.scripts.acquire(

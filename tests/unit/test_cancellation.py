@@ -104,7 +104,7 @@ async def test_acquire_of_a_held_lock_whose_grant_comes_at_that_moment(
         lease = await other.lock(0).acquire()
         cut = Cut(number, moment, more=more, meanwhile=scene.hand_over(lease))
         task = asyncio.create_task(_await(cut(scene.manager.lock(0).acquire())))
-        await eventually(lambda: cut.fired or _waits(scene.manager, cut), description="the cut, or a seat")
+        await eventually(lambda cut=cut: cut.fired or _waits(scene.manager), description="the cut, or a seat")
         reached = cut.fired
         if not reached:
             task.cancel()  # it waits, and has no further await
@@ -126,7 +126,7 @@ async def test_acquire_of_a_held_lock_that_is_handed_on(
         lease = await other.lock(0).acquire()
         cut = Cut(number, moment, more=more)
         task = asyncio.create_task(_await(cut(scene.manager.lock(0).acquire())))
-        await eventually(lambda: task.done() or _waits(scene.manager, cut), description="the cut, or a seat")
+        await eventually(lambda task=task: task.done() or _waits(scene.manager), description="the cut, or a seat")
         await lease.release()
         if not await ended(task, cut):
             await task.result().release()
@@ -270,7 +270,7 @@ async def _await(operation: Awaitable[Lease]) -> Lease:
     return await operation
 
 
-def _waits(manager: GpuLockManager, cut: Cut) -> bool:
+def _waits(manager: GpuLockManager) -> bool:
     """Whether a waiter has its seat and sleeps."""
     return any(
         waiter.reply is not None and waiter._woken._waiters
