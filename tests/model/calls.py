@@ -198,7 +198,8 @@ class Caller:
             case "release":
                 return (*terms, name, token, "normal")
             case "withdraw":
-                return (*terms, name, "timeout")
+                # What a message made a manager withdraw must belong to its inbox.
+                return (*terms, name, "timeout", self.inbox(call.client) if call.mode == "told" else "")
             case "heartbeat":
                 return (0, 0, "", name, token, *lease)
             case "reassert":
