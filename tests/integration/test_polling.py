@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -78,7 +79,7 @@ def check_backoff(server: RealServer, crew: Crew, lock: RawLock, calls: Calls, u
     second.tell("acquire", name="second")
     wait_until(lambda: len(calls.times_of("second")) >= 7, description="seven polls of the second")
     times = calls.times_of("second")
-    gaps = [after - before for before, after in zip(times, times[1:], strict=False)][:6]
+    gaps = [after - before for before, after in itertools.pairwise(times)][:6]
     for gap, expected in zip(gaps, (0.2, 0.4, 0.8, 1.6, 1.6, 1.6), strict=True):
         assert 0.85 * expected < gap < 1.15 * expected + 0.5, gaps
     times = calls.times_of("first")
@@ -114,7 +115,7 @@ def test_without_exponential_backoff_the_pace_stays(
     worker.tell("acquire", name="second")
     wait_until(lambda: len(calls.times_of("second")) >= 8, description="eight polls")
     times = calls.times_of("second")
-    gaps = sorted(after - before for before, after in zip(times, times[1:], strict=False))
+    gaps = sorted(after - before for before, after in itertools.pairwise(times))
     assert 0.15 < gaps[len(gaps) // 2] < 0.35
 
 

@@ -144,8 +144,7 @@ class Rules:
         client = world.clients[index]
         call = Call("release", index, client.turn, client.token)
         leaving = _with(world, index, client._replace(phase=RELEASING, timer=0, flag=CALM))
-        for text, after, fault in self._send(leaving, call, sure=client.phase == HELD):
-            yield text, after, fault
+        yield from self._send(leaving, call, sure=client.phase == HELD)
 
     def leave(self, world: World, index: int) -> Iterator[Step]:
         yield from self._send(world, Call("withdraw", index, world.clients[index].turn, mode="own"))
@@ -435,7 +434,7 @@ class Rules:
     # the suffix without faults --------------------------------------------------------------------------------
 
     def prompt_step(self, world: World) -> tuple[str, World, str] | None:
-        """The next step where nothing fails and nobody is late; None when all is over. A tick only if nobody can act."""
+        """The next step where nothing fails and nobody is late; None when all is over. It ticks if nobody can act."""
         if world.notes:
             return next(self.deliver(world, world.notes[0]))
         if world.flights:
