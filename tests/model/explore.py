@@ -171,7 +171,7 @@ class Explorer:
             )
             if value
         ]  # fmt: skip
-        return f"nobody is there, but {', '.join(left)} stayed: {state}" if left else ""
+        return f"nobody is there, but {', '.join(left)} stayed" if left else ""
 
     def _came_after_its_end(self, world: World, state: State) -> bool:
         """An end was forgotten with the data, so a seat or lease is back, by the old copy or by a delayed acquire.

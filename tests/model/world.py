@@ -207,7 +207,7 @@ class Rules:
             yield f"{text}: sent, not run yet", self._seal(sent._replace(flights=flights)), ""
         if world.faults.refuse:
             refused = self._run(world, call, refuse=True)
-            if refused.notes or refused.state != world.state:
+            if refused.fault or refused.notes or refused.state != world.state:
                 after, fault = self._ran(self._spend(world, "refuse"), call, refused)
                 yield f"{text}: the server refuses the write", self._seal(after), fault
 
