@@ -179,7 +179,13 @@ class Caller:
             seat = before.seat(name)
             inbox = before.inbox(seat.inbox) if seat else None
             left = name not in [other for other, _ in after.queue]
-            if seat is None or inbox is None or not inbox.expires or left or self._returns_before(call, given, name, seat):
+            if (
+                seat is None
+                or inbox is None
+                or not inbox.expires
+                or left
+                or self._returns_before(call, given, name, seat)
+            ):
                 continue
             if inbox.mode == "poll":
                 able = inbox.next_check + POLL_SLACK > 0 and name != (unclaimed and unclaimed.id)

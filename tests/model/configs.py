@@ -65,7 +65,6 @@ CONFIGS = {
     for config in (
         *(Config(f"q{n}", push(2), Faults(crash=1, reply=1, message=1, data=1, stall=n)) for n in range(5)),
         *(Config(f"t{n}", push(3), Faults(crash=1, reply=1, message=1, data=1, stall=n)) for n in range(5)),
-
         Config("ci", push(3), Faults(crash=1, reply=1, message=1, data=1, quit=1, slow=1)),
     )
 }
