@@ -22,7 +22,7 @@ import msgspec
 
 import aiogpulock
 from aiogpulock.cli.demo_referee import Referee, Stay, exit_code, hand_offs, judge, percentile
-from aiogpulock.cli.demo_view import Frame, Line, Row, State, View, make_view
+from aiogpulock.cli.demo_view import Event, Frame, Line, Row, State, Tone, View, make_view
 from aiogpulock.cli.demo_worker import GPU, HOLD_LONG, START, Orders, Report, make_manager
 from aiogpulock.embedded import find_server_binary
 from aiogpulock.errors import ConfigError, GpuLockError, RedisUnavailableError
@@ -153,8 +153,8 @@ class _Worker:
 
 @dataclass(frozen=True)
 class _Recovery:
-    victim: str
-    token: int
+    """Who came after the kill, and how many seconds after it."""
+
     successor: Stay
     seconds: float
 
@@ -182,7 +182,7 @@ class _Scene:
         self._keys = lock_keys(check_gpu_id(GPU), namespace)
         self._began = 0.0
         self._title = f"aiogpulock demo: {workers} processes contend for GPU {GPU}"
-        self._story: list[str] = []
+        self._story: list[Event] = []
         self._entered = asyncio.Event()
 
     async def play(self) -> _Scene:
@@ -216,8 +216,8 @@ class _Scene:
         await self._start(self.workers)
         self._began = time.monotonic()
         await self._until(KILL_AT)
-        victim, token, killed_at = await self._kill_the_holder()
-        await self._see_recovery(victim, token, killed_at)
+        victim, killed_at = await self._kill_the_holder()
+        await self._see_recovery(victim, killed_at)
         await asyncio.sleep(min(1.0, SHOW_HOLDER * self._seconds))
         substitute = await self._hire(group)
         await self._start([substitute])
@@ -225,27 +225,29 @@ class _Scene:
         await self._until(1.0)
         self.took = time.monotonic() - self._began
 
-    async def _kill_the_holder(self) -> tuple[_Worker, int, float]:
+    async def _kill_the_holder(self) -> tuple[_Worker, float]:
         victim = random.choice(self.workers)  # noqa: S311 - anyone will do
         victim.order(HOLD_LONG)
         token = await _in_time(victim.holds_long, GRANT_WITHIN, f"{victim.title} did not get the lock")
+        self._tell(f"{victim.title} holds GPU {GPU}, and will be killed")
         await asyncio.sleep(min(1.0, SHOW_HOLDER * self._seconds))
         self._entered.clear()
         killed_at = victim.kill()
-        self._tell(f"kill -9: {victim.title} dies holding token {token}")
-        return victim, token, killed_at
+        self._tell(f"kill -9: {victim.title} dies holding token {token}", "bad")
+        return victim, killed_at
 
-    async def _see_recovery(self, victim: _Worker, token: int, killed_at: float) -> None:
+    async def _see_recovery(self, victim: _Worker, killed_at: float) -> None:
         await _in_time(self._entered.wait(), GRANT_WITHIN, "nobody got the lock after the kill")
         await asyncio.sleep(0.05)  # the reports come through several pipes, in any order
         successor = min(
             (stay for stay in self.referee.stays if stay.worker != victim.name and stay.entered_at >= killed_at),
             key=lambda stay: stay.entered_at,
         )
-        self.recovery = _Recovery(victim.title, token, successor, successor.entered_at - killed_at)
+        self.recovery = _Recovery(successor, successor.entered_at - killed_at)
         self._tell(
             f"recovered: {successor.worker} entered {self.recovery.seconds * 1000:.1f} ms after the kill, "
-            f"with token {successor.token}"
+            f"with token {successor.token}",
+            "good",
         )
 
     async def _until(self, part: float) -> None:
@@ -320,9 +322,10 @@ class _Scene:
 
     # what is seen
 
-    def _tell(self, text: str) -> None:
-        self._story.append(text)
-        self._view.tell(text)
+    def _tell(self, text: str, tone: Tone = "plain") -> None:
+        event = Event(text, tone)
+        self._story.append(event)
+        self._view.tell(event)
 
     async def _keep_showing(self, manager: GpuLockManager) -> None:
         while True:
@@ -380,23 +383,23 @@ async def _last_words(process: Process) -> str:
     return next((line for line in reversed(said) if line.strip()), f"exit status {await process.wait()}")
 
 
+def _bad_if(wrong: tuple[str, ...]) -> Tone:
+    return "bad" if wrong else "plain"
+
+
 def _summary(scene: _Scene) -> list[Line]:
     stays = scene.referee.stays
-    verdict = judge(stays)
-    gaps = hand_offs(stays)
+    verdict, gaps, recovery = judge(stays), hand_offs(stays), scene.recovery
     lines = [
         Line("acquisitions", f"{len(stays)} by {len(scene.workers)} processes in {scene.took:.1f} s"),
-        Line("overlaps", str(len(verdict.overlaps)), bad=bool(verdict.overlaps)),
-        Line("fencing tokens", "not rising" if verdict.regressions else "rising", bad=bool(verdict.regressions)),
+        Line("overlaps", str(len(verdict.overlaps)), _bad_if(verdict.overlaps)),
+        Line("fencing tokens", "not rising" if verdict.regressions else "rising", _bad_if(verdict.regressions)),
+        Line("hand-off", f"p50 {percentile(gaps, 50) * 1000:.1f} ms, p99 {percentile(gaps, 99) * 1000:.1f} ms"),
     ]
-    if scene.recovery is not None:
-        recovery = scene.recovery
-        lines.append(
-            Line("after kill -9", f"{recovery.successor.worker} entered {recovery.seconds * 1000:.1f} ms later")
-        )
-    lines.append(
-        Line("hand-off", f"p50 {percentile(gaps, 50) * 1000:.1f} ms, p99 {percentile(gaps, 99) * 1000:.1f} ms")
-    )
-    lines += [Line("broken", wrong, bad=True) for wrong in (*verdict.overlaps, *verdict.regressions)]
-    lines.append(Line("verdict", "exclusion held" if verdict.held else "EXCLUSION WAS BROKEN", bad=not verdict.held))
-    return lines
+    if recovery is not None:
+        after = f"{recovery.successor.worker} entered {recovery.seconds * 1000:.1f} ms later"
+        lines.append(Line("after kill -9", after))
+    lines += [Line("broken", wrong, "bad") for wrong in (*verdict.overlaps, *verdict.regressions)]
+    if verdict.held:
+        return [*lines, Line("verdict", "exclusion held", "good")]
+    return [*lines, Line("verdict", "EXCLUSION WAS BROKEN", "bad")]

@@ -17,7 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 State = Literal["starts", "holds", "waits", "pauses", "killed", "done"]
+Tone = Literal["plain", "good", "bad"]
 STYLES: dict[State, str] = {"holds": "bold green", "waits": "", "killed": "bold red"}
+TONES: dict[Tone, str] = {"plain": "dim", "good": "green", "bad": "red"}
+"""Of what happened."""
+VERDICTS: dict[Tone, str] = {"plain": "", "good": "bold green", "bad": "bold red"}
 QUIET = "dim"
 
 
@@ -34,6 +38,14 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Event:
+    """One line of what happened."""
+
+    text: str
+    tone: Tone = "plain"
+
+
+@dataclass(frozen=True)
 class Frame:
     """The whole scene at one moment."""
 
@@ -44,7 +56,7 @@ class Frame:
     queue: tuple[str, ...]
     elapsed: float
     seconds: float
-    story: tuple[str, ...]
+    story: tuple[Event, ...]
 
     @property
     def acquisitions(self) -> int:
@@ -57,7 +69,7 @@ class Line:
 
     label: str
     text: str
-    bad: bool = False
+    tone: Tone = "plain"
 
 
 class View(Protocol):
@@ -67,7 +79,7 @@ class View(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
-    def tell(self, text: str) -> None: ...
+    def tell(self, event: Event) -> None: ...
     def show(self, frame: Frame) -> None: ...
     def sum_up(self, lines: list[Line]) -> None: ...
 
@@ -94,8 +106,8 @@ class PlainView:
     ) -> None:
         pass
 
-    def tell(self, text: str) -> None:
-        click.echo(text)
+    def tell(self, event: Event) -> None:
+        click.echo(event.text)
 
     def show(self, frame: Frame) -> None:
         if time.monotonic() < self._next or frame.holder is None:
@@ -128,7 +140,7 @@ class LiveView:
     ) -> None:
         self._live.stop()
 
-    def tell(self, text: str) -> None:
+    def tell(self, event: Event) -> None:
         """The story is part of the next frame."""
 
     def show(self, frame: Frame) -> None:
@@ -137,7 +149,7 @@ class LiveView:
     def sum_up(self, lines: list[Line]) -> None:
         table = Table.grid(padding=(0, 3))
         for line in lines:
-            table.add_row(Text(line.label, QUIET), Text(line.text, "bold red" if line.bad else ""))
+            table.add_row(Text(line.label, QUIET), Text(line.text, VERDICTS[line.tone]))
         self._console.print(Padding(table, (1, 1)))
 
 
@@ -151,9 +163,9 @@ def picture(frame: Frame) -> RenderableType:
         ProgressBar(total=frame.seconds, completed=min(frame.elapsed, frame.seconds), width=40),
         Text(f"{min(frame.elapsed, frame.seconds):.1f} of {frame.seconds:g} s", QUIET),
     )
-    parts: list[RenderableType] = [Text(frame.title, "bold"), _table(frame), facts, Text(), progress]
+    parts: list[RenderableType] = [Text(frame.title, "bold"), Text(), _table(frame), Text(), facts, Text(), progress]
     if frame.story:
-        parts += [Text(), *(Text(line) for line in frame.story)]
+        parts += [Text(), *(Text(event.text, TONES[event.tone]) for event in frame.story)]
     return Padding(Group(*parts), (1, 1, 0, 1))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from tests.model.configs import Config
-from tests.model.normal import BASE_US, NEW, POLL_SLACK, TICK_MS, Forms, Rank, Seat, State, rerank, to_number, to_rank
+from tests.model.normal import BASE_US, NEW, POLL_SLACK, STALE, TICK_MS, Forms, Rank, Seat, State, rerank, to_number, to_rank
 from tests.model.runner import ScriptRunner
 from tests.model.store import Session
 
@@ -45,8 +45,6 @@ class Result(NamedTuple):
     notes: tuple[Note, ...]
     fault: str
     """A broken promise that this one step shows."""
-    first: bool
-    """The caller's hold began with this call."""
 
 
 def holder_id(client: int, turn: int) -> str:
@@ -68,6 +66,7 @@ class Caller:
         self.states: list[State] = []
         self._numbers: dict[State, int] = {}
         self._results: dict[tuple[int, int, Call, bool], Result] = {}
+        self._runs: dict[tuple[int, int, Call, bool], Result] = {}
         self._later: dict[int, int] = {}
         self._reranked: dict[tuple[int, tuple[Rank, ...], tuple[Rank, ...]], int] = {}
         self.runs = 0
@@ -107,8 +106,40 @@ class Caller:
         key = (state, subscribed, call, refuse)
         known = self._results.get(key)
         if known is None:
-            known = self._results[key] = self._run(state, subscribed, call, refuse)
+            known = self._results[key] = self._run_alike(state, subscribed, call, refuse)
         return known
+
+    def _run_alike(self, number: int, subscribed: int, call: Call, refuse: bool) -> Result:
+        """Run the call on the part of the state that it can see, so that states that differ elsewhere share one run.
+
+        A script looks up no other id in `done`, and compares the tokens and arrivals that are there and its own.
+        """
+        state = self.states[number]
+        mine = holder_id(call.client, call.turn)
+        others = tuple(pair for pair in state.done if pair[0] != mine)
+        tokens, arrivals = _sorted_ranks(state.tokens, call.token), _sorted_ranks(state.arrivals, call.arrival)
+        token, arrival = rank_of(tokens), rank_of(arrivals)
+        seen = rerank(state._replace(done=tuple(p for p in state.done if p[0] == mine)), token, arrival)
+        call = call._replace(token=token(call.token), arrival=arrival(call.arrival))
+        here = {inbox.name for inbox in state.inboxes} | {self.inbox(call.client)}
+        here |= {state.holder.inbox} if state.holder else set()
+        for client in range(len(self.config.clients)):
+            if self.inbox(client) not in here:
+                subscribed &= ~(1 << client)
+        key = (self.number(seen), subscribed, call, refuse)
+        known = self._runs.get(key)
+        if known is None:
+            known = self._runs[key] = self._run(key[0], subscribed, call, refuse)
+        token, arrival = _back(tokens), _back(arrivals)
+        after = rerank(self.states[known.state], token, arrival)
+        after = after._replace(done=tuple(sorted((*after.done, *others))))
+        reply = known.reply
+        if reply[0] == "held":
+            reply = ("held", token(reply[1]))
+        elif reply[0] == "waiting":
+            reply = (*reply[:2], arrival(reply[2]), *reply[3:])
+        notes = tuple(n if n.kind == "watch" else n._replace(value=token(n.value)) for n in known.notes)
+        return Result(reply, self.number(after), notes, known.fault)
 
     def _run(self, number: int, subscribed: int, call: Call, refuse: bool) -> Result:
         self.runs += 1
@@ -119,13 +150,10 @@ class Caller:
         if outcome.error and outcome.error != REFUSED_WRITE:
             raise AssertionError(f"{call}: the script failed: {outcome.error}")
         after = self.forms.from_session(session.data, session.started_ms)
-        granted = _newly_granted(before, after)
         notes = tuple(note for m in outcome.messages if m.receivers for note in self._notes(m.channel, m.payload))
+        granted = after.holder is not None and after.holder.token >= NEW
         fault = self._order_broken(before, after, inboxes, call) if granted else ""
-        reply = _reply(call.name, outcome.reply)
-        name = holder_id(call.client, call.turn)
-        repeated = before.holder is not None and before.holder.id == name and before.holder.phase == "held"
-        return Result(reply, self.number(after), notes, fault, reply[0] == "held" and not repeated)
+        return Result(_reply(call.name, outcome.reply), self.number(after), notes, fault)
 
     def inbox(self, client: int) -> str:
         return f"inbox{self.config.clients[client].manager}"
@@ -179,13 +207,7 @@ class Caller:
             seat = before.seat(name)
             inbox = before.inbox(seat.inbox) if seat else None
             left = name not in [other for other, _ in after.queue]
-            if (
-                seat is None
-                or inbox is None
-                or not inbox.expires
-                or left
-                or self._returns_before(call, given, name, seat)
-            ):
+            if seat is None or inbox is None or not inbox.expires or left or self._returns_before(call, given, name, seat):
                 continue
             if inbox.mode == "poll":
                 able = inbox.next_check + POLL_SLACK > 0 and name != (unclaimed and unclaimed.id)
@@ -203,6 +225,20 @@ class Caller:
         return given == holder_id(call.client, call.turn) and earlier
 
 
+def _sorted_ranks(ranks: tuple[Rank, ...], own: Rank) -> tuple[Rank, ...]:
+    return tuple(sorted({*ranks, own} - {0, STALE}))
+
+
+def _back(values: tuple[Rank, ...]) -> Callable[[Rank], Rank]:
+    """From a rank among `values` to the value; what was bumped stays between, what is new stays above."""
+
+    def back(rank: Rank) -> Rank:
+        whole = int(rank)
+        return values[whole - 1] + (rank - whole) if 1 <= whole <= len(values) else rank
+
+    return back
+
+
 def rank_of(values: tuple[Rank, ...]) -> Callable[[Rank], Rank]:
     ranks = {value: rank for rank, value in enumerate(values, 1)}
     return lambda value: ranks.get(value, value)
@@ -218,7 +254,3 @@ def _reply(name: str, reply: list[Any]) -> tuple[Any, ...]:
         case [kind, *rest]:
             return (kind, *rest) if kind in ("done", "released", "withdrawn") else (kind,)
     return ("error",)
-
-
-def _newly_granted(before: State, after: State) -> bool:
-    return after.holder is not None and after.holder.token >= NEW

@@ -37,6 +37,8 @@ class Faults(NamedTuple):
     """An inbox loses its connection, and what was on its way."""
     refuse: int = 0
     """The server refuses all writes of one call."""
+    old: int = 0
+    """The server comes back with an older copy of its data."""
     stall: int = 0
     """Ticks that pass although somebody should have acted."""
 
@@ -65,6 +67,19 @@ CONFIGS = {
     for config in (
         *(Config(f"q{n}", push(2), Faults(crash=1, reply=1, message=1, data=1, stall=n)) for n in range(5)),
         *(Config(f"t{n}", push(3), Faults(crash=1, reply=1, message=1, data=1, stall=n)) for n in range(5)),
+
+        Config("s2", push(2), Faults(slow=1, quit=1, stall=1)),
+        Config("s3", push(3), Faults(slow=1, quit=1, stall=1)),
+        Config("sr", push(2), Faults(slow=1, quit=1, reply=1, data=1, stall=1)),
+        Config("s2t", push(2, turns=2), Faults(slow=1, quit=1, reply=1)),
+        Config("p3", (ClientSpec(0, polls=True), ClientSpec(1), ClientSpec(2)), Faults(crash=1, quit=1, stall=2)),
+        Config("pp", (ClientSpec(0, polls=True), ClientSpec(1, polls=True), ClientSpec(2)), Faults(data=1, quit=1, stall=1)),
+        Config("prio", (ClientSpec(0), ClientSpec(1), ClientSpec(2, priority=1)), Faults(message=1, quit=1, stall=1)),
+        Config("once", (ClientSpec(0), ClientSpec(1), ClientSpec(2, may_wait=False)), Faults(message=1, crash=1, quit=1, stall=1)),
+        Config("cut", push(3), Faults(cut=1, restart=1, refuse=1, stall=1)),
+        Config("o2", push(2), Faults(old=1, stall=1)),
+        Config("o3", push(3), Faults(old=1, stall=1)),
+        Config("o2r", push(2), Faults(old=1, reply=1, quit=1, slow=1)),
         Config("ci", push(3), Faults(crash=1, reply=1, message=1, data=1, quit=1, slow=1)),
     )
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from array import array
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 from tests.model.configs import Config
 from tests.model.normal import POLL_SLACK, State
-from tests.model.world import DEAD, FINISHED, HELD, IDLE, WAIT, Rules, World, name
+from tests.model.world import FINISHED, HELD, IDLE, WAIT, Rules, World, name
 
 _UNKNOWN = -1
 
@@ -61,6 +62,13 @@ class Explorer:
 
     def run(self, max_states: int | None = None, max_seconds: float | None = None) -> Report:
         started = time.monotonic()
+        gc.disable()  # nothing here is cyclic, and looking through millions of tuples takes a third of the time
+        try:
+            return self._run(started, max_states, max_seconds)
+        finally:
+            gc.enable()
+
+    def _run(self, started: float, max_states: int | None, max_seconds: float | None) -> Report:
         self._add(self.rules.start, -1)
         position, violation = 0, None
         while violation is None and position < len(self._worlds):
@@ -157,6 +165,8 @@ class Explorer:
         """When all is over, nothing stays."""
         if world.notes or world.flights or any(c.phase not in (FINISHED, IDLE) for c in world.clients):
             return ""
+        if self._came_after_its_end(world, state):
+            return ""
         left = [
             part
             for part, value in (
@@ -165,6 +175,17 @@ class Explorer:
             if value
         ]  # fmt: skip
         return f"nobody is there, but {', '.join(left)} stayed: {state}" if left else ""
+
+    def _came_after_its_end(self, world: World, state: State) -> bool:
+        """An end was forgotten with the data, so a seat or lease is back, by the old copy or by a delayed acquire.
+
+        It ends by expiry.
+        """
+        at_first, left = self.config.faults, world.faults
+        if left.old == at_first.old and (left.data == at_first.data or left.slow == at_first.slow):
+            return False
+        ids = {queued for queued, _ in state.queue} | ({state.holder.id} if state.holder else set())
+        return not ids & {finished for finished, _ in state.done}
 
     # liveness -------------------------------------------------------------------------------------------------
 
@@ -202,10 +223,3 @@ class Explorer:
             ticks[passed] = end
         self._longest = max(self._longest, end)
         return None
-
-
-def explore(config: Config, edit: Callable[[str, str], str] | None = None, **limits: float) -> Report:
-    return Explorer(config, edit).run(**limits)  # type: ignore[arg-type]
-
-
-_ = DEAD

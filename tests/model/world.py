@@ -48,7 +48,13 @@ class World(NamedTuple):
     flights: tuple[Flight, ...]
     faults: Faults
     top: Rank
+    """The highest token under which a body ever started."""
+    saved: int = -1
+    """State of the server's last copy of its data, as old as it is; -1: none."""
 
+
+_DENSE_ARRIVALS = tuple(frozenset(range(size)) for size in range(64))
+_DENSE_TOKENS = tuple(frozenset(range(STALE, size - 1)) for size in range(64))
 
 Step: TypeAlias = tuple[str, World, str]
 """What happened, the world after it, and the promise it broke, if any."""
@@ -61,6 +67,7 @@ class Rules:
         self.config = config
         self.caller = Caller(config, edit)
         self.full = config.lease - config.margin
+        self._known_parts: dict[int, tuple[tuple[Rank, ...], tuple[Rank, ...], Rank]] = {}
         self.start = World(
             self.caller.empty,
             tuple(Client(IDLE, subscribed=not spec.polls) for spec in config.clients),
@@ -151,7 +158,7 @@ class Rules:
             else c
             for other, c in enumerate(world.clients)
         )
-        return f"{name(index)} subscribes again", self._seal(world._replace(clients=clients)), ""
+        return f"{name(index)} subscribes again", world._replace(clients=clients), ""
 
     def deliver(self, world: World, note: Note) -> Iterator[Step]:
         """A message reaches its client, which acts on it at once."""
@@ -237,12 +244,6 @@ class Rules:
 
     def _ran(self, world: World, call: Call, result: Result) -> tuple[World, str]:
         """What a call did on the server, whoever reads its reply."""
-        fault, top = result.fault, world.top
-        if result.reply[0] == "held":
-            token = result.reply[1]
-            if result.first and token <= top:
-                fault = fault or f"{name(call.client)} holds token {token:g}, not above {top:g} that was held before"
-            top = max(top, token)
         notes, clients = world.notes, world.clients
         if result.notes:
             kept = set(notes)
@@ -253,7 +254,7 @@ class Rules:
                 elif client.phase == WAIT and note.value < client.timer:
                     clients = _put(clients, note.client, client._replace(timer=int(note.value)))
             notes = tuple(sorted(kept))
-        return World(result.state, clients, notes, world.flights, world.faults, top), fault
+        return World(result.state, clients, notes, world.flights, world.faults, world.top, world.saved), result.fault
 
     def _answer(self, world: World, call: Call, result: Result, age: int) -> tuple[World, str]:
         """What the reply means to its reader."""
@@ -276,6 +277,9 @@ class Rules:
                 left = self.full - age
                 phase = HELD if left > 0 else RELEASING
                 client = Client(phase, client.turn, client.subscribed, max(0, left), token)
+                if token <= world.top:
+                    return world, f"{name(index)} starts with token {token:g}, not above {world.top:g} of a body before"
+                world = world._replace(top=token)
             case ("waiting", position, arrival, recheck, more):
                 timer = self.config.fallback if client.subscribed else self.config.poll
                 if recheck >= 0 and position <= 3:
@@ -328,6 +332,13 @@ class Rules:
         if faults.restart:
             kept = self.caller.restart_with_data(world.state)
             yield "the server restarts with its data", self._restart(world, "restart", kept), ""
+        if faults.old:
+            if world.saved < 0 and world.state != self.caller.empty:
+                yield "the server copies its data", world._replace(saved=world.state), ""
+            elif world.saved >= 0 and world.saved != world.state:
+                older = self.caller.restart_with_data(world.saved)
+                back = self._restart(world._replace(saved=-1), "old", older)
+                yield "the server restarts with its old copy", back, ""
         if faults.cut:
             for index, client in enumerate(world.clients):
                 if client.subscribed and client.phase == WAIT:
@@ -400,7 +411,9 @@ class Rules:
                     client = client._replace(phase=RELEASING, flag=CALM)
             clients.append(client)
         flights = tuple(f._replace(age=min(f.age + 1, self.full)) for f in world.flights)
-        return self._seal(world._replace(state=self.caller.later(world.state), clients=tuple(clients), flights=flights))
+        saved = self.caller.later(world.saved) if world.saved >= 0 else -1
+        state = self.caller.later(world.state)
+        return World(state, tuple(clients), world.notes, flights, world.faults, world.top, saved)
 
     # the suffix without faults --------------------------------------------------------------------------------
 
@@ -434,32 +447,39 @@ class Rules:
 
     def _seal(self, world: World) -> World:
         """Tokens and arrivals become dense; a grant that was overtaken keeps no token."""
-        state = self.caller.states[world.state]
+        known_tokens, known_arrivals, current = self._parts(world.state)
         notes = world.notes
         if notes:
-            current = state.holder.token if state.holder else STALE
-            if any(n.kind == "grant" and n.value != current and n.value != STALE for n in notes):
-                fresh = {n._replace(value=STALE) if n.kind == "grant" and n.value != current else n for n in notes}
-                world = world._replace(notes=tuple(sorted(fresh)))
-        tokens, arrivals = self._ranks(world, state)
-        if (not tokens or tokens[-1] == len(tokens)) and (not arrivals or arrivals[-1] == len(arrivals)):
-            return world
-        return self._rerank(world, tokens, arrivals)
-
-    def _ranks(self, world: World, state: object) -> tuple[tuple[Rank, ...], tuple[Rank, ...]]:
-        known = self.caller.states[world.state]
-        tokens, arrivals = {*known.tokens, world.top}, {*known.arrivals}
+            fresh = {n._replace(value=STALE) if n.kind == "grant" and n.value != current else n for n in notes}
+            if fresh != set(notes):
+                notes = tuple(sorted(fresh))
+                world = world._replace(notes=notes)
+        tokens, arrivals = {0, STALE, world.top}, {0}
+        tokens.update(known_tokens)
+        arrivals.update(known_arrivals)
+        if world.saved >= 0:
+            saved_tokens, saved_arrivals, _ = self._parts(world.saved)
+            tokens.update(saved_tokens)
+            arrivals.update(saved_arrivals)
         for client in world.clients:
             tokens.add(client.token)
             arrivals.add(client.arrival)
-        for note in world.notes:
+        for note in notes:
             tokens.add(note.value)
         for flight in world.flights:
             tokens.add(flight.call.token)
             arrivals.add(flight.call.arrival)
-        tokens -= {0, STALE}
-        arrivals.discard(0)
-        return tuple(sorted(tokens)), tuple(sorted(arrivals))
+        if tokens == _DENSE_TOKENS[len(tokens)] and arrivals == _DENSE_ARRIVALS[len(arrivals)]:
+            return world
+        return self._rerank(world, tuple(sorted(tokens - {0, STALE})), tuple(sorted(arrivals - {0})))
+
+    def _parts(self, state: int) -> tuple[tuple[Rank, ...], tuple[Rank, ...], Rank]:
+        known = self._known_parts.get(state)
+        if known is None:
+            full = self.caller.states[state]
+            current = full.holder.token if full.holder else STALE
+            known = self._known_parts[state] = (full.tokens, full.arrivals, current)
+        return known
 
     def _rerank(self, world: World, tokens: tuple[Rank, ...], arrivals: tuple[Rank, ...]) -> World:
         token = {value: rank for rank, value in enumerate(tokens, 1)}
@@ -483,6 +503,7 @@ class Rules:
             ),
             world.faults,
             token.get(world.top, 0),
+            self.caller.rerank(world.saved, tokens, arrivals) if world.saved >= 0 else -1,
         )
 
 
