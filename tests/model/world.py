@@ -67,7 +67,10 @@ class Rules:
         self.config = config
         self.caller = Caller(config, edit)
         self.full = config.lease - config.margin
+<<<<<<< HEAD
         self._left: dict[tuple[Faults, str], Faults] = {}
+=======
+>>>>>>> demo
         self._known_parts: dict[int, tuple[tuple[Rank, ...], tuple[Rank, ...], Rank]] = {}
         self.start = World(
             self.caller.empty,
@@ -426,7 +429,11 @@ class Rules:
                     phase, flag = RELEASING, CALM
                 client = Client(phase, turn, subscribed, timer - 1, token, arrival, flag)
             clients.append(client)
+<<<<<<< HEAD
         flights = world.flights and tuple(f._replace(age=min(f.age + 1, self.full)) for f in world.flights)
+=======
+        flights = tuple(f._replace(age=min(f.age + 1, self.full)) for f in world.flights)
+>>>>>>> demo
         saved = self.caller.later(world.saved) if world.saved >= 0 else -1
         state = self.caller.later(world.state)
         return World(state, tuple(clients), world.notes, flights, world.faults, world.top, saved)
