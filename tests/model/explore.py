@@ -184,17 +184,6 @@ class Explorer:
         ids = {queued for queued, _ in state.queue} | ({state.holder.id} if state.holder else set())
         return not ids & {finished for finished, _ in state.done}
 
-    def _came_after_its_end(self, world: World, state: State) -> bool:
-        """An end was forgotten with the data, so a seat or lease is back, by the old copy or by a delayed acquire.
-
-        It ends by expiry.
-        """
-        at_first, left = self.config.faults, world.faults
-        if left.old == at_first.old and (left.data == at_first.data or left.slow == at_first.slow):
-            return False
-        ids = {queued for queued, _ in state.queue} | ({state.holder.id} if state.holder else set())
-        return not ids & {finished for finished, _ in state.done}
-
     # liveness -------------------------------------------------------------------------------------------------
 
     def _everybody_is_served(self, explored: int) -> Violation | None:

@@ -67,10 +67,7 @@ class Rules:
         self.config = config
         self.caller = Caller(config, edit)
         self.full = config.lease - config.margin
-<<<<<<< HEAD
         self._left: dict[tuple[Faults, str], Faults] = {}
-=======
->>>>>>> demo
         self._known_parts: dict[int, tuple[tuple[Rank, ...], tuple[Rank, ...], Rank]] = {}
         self.start = World(
             self.caller.empty,
@@ -429,11 +426,7 @@ class Rules:
                     phase, flag = RELEASING, CALM
                 client = Client(phase, turn, subscribed, timer - 1, token, arrival, flag)
             clients.append(client)
-<<<<<<< HEAD
         flights = world.flights and tuple(f._replace(age=min(f.age + 1, self.full)) for f in world.flights)
-=======
-        flights = tuple(f._replace(age=min(f.age + 1, self.full)) for f in world.flights)
->>>>>>> demo
         saved = self.caller.later(world.saved) if world.saved >= 0 else -1
         state = self.caller.later(world.state)
         return World(state, tuple(clients), world.notes, flights, world.faults, world.top, saved)
@@ -441,7 +434,7 @@ class Rules:
     # the suffix without faults --------------------------------------------------------------------------------
 
     def prompt_step(self, world: World) -> tuple[str, World, str] | None:
-        """The next step where nothing fails and nobody is late; None when all is over. It ticks if nobody can act."""
+        """The next step where nothing fails and nobody is late; None when all is over. A tick only if nobody can act."""
         if world.notes:
             return next(self.deliver(world, world.notes[0]))
         if world.flights:
