@@ -76,7 +76,8 @@ def close() -> None:
     with _mutex:
         portal, _portal = _portal, None
         if portal is not None and _portal_pid == os.getpid() and _thread is not None:
-            portal.call(portal.stop, True)
+            with suppress(RuntimeError):  # it has ended
+                portal.call(portal.stop, True)
             _thread.join()
 
 

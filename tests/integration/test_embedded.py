@@ -21,9 +21,9 @@ from typing import Any
 import psutil
 import pytest
 
-from aiogpulock.embedded.files import is_locked
 from aiogpulock.embedded import EmbeddedServer, announce_other_server, binary, find_server_binary, join, neighbours
 from aiogpulock.embedded import server as embedded
+from aiogpulock.embedded.files import is_locked
 from aiogpulock.errors import ManagerClosedError, RedisUnavailableError, ServerTooOldError
 from tests.helpers import wait_until
 

@@ -24,8 +24,8 @@ Event = dict[str, Any]
 class Worker:
     """One process of ``python -m tests.workers``.
 
-    It reads commands from stdin and reports events on stdout, JSON lines both. Every event has `event`, and `at`: seconds on
-    the clock of `aiogpulock.clock`, the same for all processes of a machine.
+    It reads commands from stdin and reports events on stdout, JSON lines both. Every event has `event`, and `at`:
+    seconds on the clock of `aiogpulock.clock`, the same for all processes of a machine.
     """
 
     def __init__(self, program: str, config: dict[str, Any], env: dict[str, str]) -> None:
@@ -33,10 +33,19 @@ class Worker:
         self.events: list[Event] = []
         self._seen = 0
         self._changed = threading.Condition()
-        self._stderr = tempfile.TemporaryFile()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
         self._process = subprocess.Popen(
-            [sys.executable, "-X", "dev", "-W", "ignore::DeprecationWarning", "-m", "tests.workers", program]
-            + [json.dumps(config)],
+            [
+                sys.executable,
+                "-X",
+                "dev",
+                "-W",
+                "ignore::DeprecationWarning",
+                "-m",
+                "tests.workers",
+                program,
+                json.dumps(config),
+            ],
             env={**os.environ, "PYTHONPATH": str(ROOT), **env},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -149,8 +158,11 @@ class Crew:
         ready: bool = True,
         **settings: Any,
     ) -> Worker:
-        """A worker with a manager on `url`. Another `boot` id puts it, for the others, on another host."""
-        config = {"url": url, "register": register, "settings": settings}
+        """A worker with a manager on `url`. Another `boot` id puts it, for the others, on another host.
+
+        Without a `restart_grace` there is none: the server may just have been started for this test.
+        """
+        config = {"url": url, "register": register, "settings": {"restart_grace": 0} | settings}
         worker = Worker(program, config, {"AIOGPULOCK_BOOT_ID": boot} if boot else {})
         self._workers.append(worker)
         if ready:
