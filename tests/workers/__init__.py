@@ -24,8 +24,8 @@ Event = dict[str, Any]
 class Worker:
     """One process of ``python -m tests.workers``.
 
-    It reads commands from stdin and reports events on stdout, JSON lines both. Every event has `event`, and `at`: seconds on
-    the clock of `aiogpulock.clock`, the same for all processes of a machine.
+    It reads commands from stdin and reports events on stdout, JSON lines both. Every event has `event`, and `at`:
+    seconds on the clock of `aiogpulock.clock`, the same for all processes of a machine.
     """
 
     def __init__(self, program: str, config: dict[str, Any], env: dict[str, str]) -> None:
@@ -33,10 +33,9 @@ class Worker:
         self.events: list[Event] = []
         self._seen = 0
         self._changed = threading.Condition()
-        self._stderr = tempfile.TemporaryFile()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         self._process = subprocess.Popen(
-            [sys.executable, "-X", "dev", "-W", "ignore::DeprecationWarning", "-m", "tests.workers", program]
-            + [json.dumps(config)],
+            [sys.executable, "-X", "dev", "-m", "tests.workers", program, json.dumps(config)],
             env={**os.environ, "PYTHONPATH": str(ROOT), **env},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
