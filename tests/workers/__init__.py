@@ -33,19 +33,9 @@ class Worker:
         self.events: list[Event] = []
         self._seen = 0
         self._changed = threading.Condition()
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-X",
-                "dev",
-                "-W",
-                "ignore::DeprecationWarning",
-                "-m",
-                "tests.workers",
-                program,
-                json.dumps(config),
-            ],
+            [sys.executable, "-X", "dev", "-m", "tests.workers", program, json.dumps(config)],
             env={**os.environ, "PYTHONPATH": str(ROOT), **env},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
