@@ -81,7 +81,7 @@ class Supervisor:
             self.leave()
 
     def wait_for_socket(self) -> None:
-        """Deleted before it was ever seen here, milliseconds after it came, the socket is missed at the timeout only."""
+        """A socket deleted before it was seen here, milliseconds after it came, is missed at the timeout only."""
         deadline = time.monotonic() + SOCKET_TIMEOUT
         while self.socket_id is None:
             self.socket_id = identity(self.socket)
