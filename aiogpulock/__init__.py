@@ -1,1 +1,65 @@
-"""A GPU lock for async Python: FIFO, event-driven, crash-safe, over Redis."""
+"""A GPU lock for async Python: FIFO, event-driven, crash-safe, over Redis.
+
+Names are resolved on first use (PEP 562), so that importing this package imports nothing else.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aiogpulock.api import gpu_lock as gpu_lock
+    from aiogpulock.config import Settings as Settings
+    from aiogpulock.errors import AuthenticationError as AuthenticationError
+    from aiogpulock.errors import ConfigError as ConfigError
+    from aiogpulock.errors import GpuLockError as GpuLockError
+    from aiogpulock.errors import InvalidGpuError as InvalidGpuError
+    from aiogpulock.errors import LeaseLostError as LeaseLostError
+    from aiogpulock.errors import LockTimeoutError as LockTimeoutError
+    from aiogpulock.errors import ManagerClosedError as ManagerClosedError
+    from aiogpulock.errors import NestedLockError as NestedLockError
+    from aiogpulock.errors import ProtocolError as ProtocolError
+    from aiogpulock.errors import QueueFullError as QueueFullError
+    from aiogpulock.errors import RedisUnavailableError as RedisUnavailableError
+    from aiogpulock.errors import ServerTooOldError as ServerTooOldError
+    from aiogpulock.lease import Lease as Lease
+    from aiogpulock.lock import GpuLock as GpuLock
+    from aiogpulock.manager import GpuLockManager as GpuLockManager
+
+_ERRORS = (
+    "AuthenticationError",
+    "ConfigError",
+    "GpuLockError",
+    "InvalidGpuError",
+    "LeaseLostError",
+    "LockTimeoutError",
+    "ManagerClosedError",
+    "NestedLockError",
+    "ProtocolError",
+    "QueueFullError",
+    "RedisUnavailableError",
+    "ServerTooOldError",
+)
+_HOMES = {
+    "GpuLock": "lock",
+    "GpuLockManager": "manager",
+    "Lease": "lease",
+    "Settings": "config",
+    "gpu_lock": "api",
+    **dict.fromkeys(_ERRORS, "errors"),
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'aiogpulock' has no attribute {name!r}")
+    value = getattr(import_module(f"aiogpulock.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]

@@ -16,7 +16,7 @@ class InvalidGpuError(GpuLockError, ValueError):
 
 
 class LockTimeoutError(GpuLockError, TimeoutError):
-    """`max_wait_time` is over. The text starts with ``GPU_LOCK_TIMEOUT:`` and names position, holder and time waited."""
+    """`max_wait_time` is over. The text starts with ``GPU_LOCK_TIMEOUT:`` and names position, holder and time."""
 
 
 class QueueFullError(GpuLockError):
@@ -30,7 +30,8 @@ class NestedLockError(GpuLockError):
 class LeaseLostError(GpuLockError):
     """The lease ended before its holder released it; another holder may be at work.
 
-    `reason` says why (``lease_expired``, ``forced``, ``forced_by_monitor``, ``displaced``, ``stalled``, ``not_owner``);
+    `reason` says why (``lease_expired``, ``forced``, ``forced_by_monitor``, ``displaced``, ``stalled``, ``not_owner``,
+    ``manager_closed``);
     `fencing_token` is the token of the lost lease.
     """
 

@@ -35,9 +35,14 @@ def lock_keys(gpu_id: str, namespace: str) -> LockKeys:
         gpu_id=gpu_id,
         lock=lock,
         release_channel=f"{namespace}:{lock}",
-        index=f"{{{namespace}}}:index",
+        index=index_key(namespace),
         script_keys=(lock.encode(), *(f"{{{lock}}}:{part}".encode() for part in parts)),
     )
+
+
+def index_key(namespace: str) -> str:
+    """The known ids of a namespace; written by clients, outside the scripts."""
+    return f"{{{namespace}}}:index"
 
 
 def inbox_channel(namespace: str, database: int, name: str) -> str:

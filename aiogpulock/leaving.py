@@ -1,0 +1,138 @@
+"""Leaving a lock, in three isolated layers: clean-up, release, emergency release.
+
+Nothing here masks the body's exception, and nothing deletes somebody else's lock: all is by id and token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+import anyio
+
+from aiogpulock import clock
+from aiogpulock.errors import GpuLockError, ProtocolError
+from aiogpulock.lease import Hold
+from aiogpulock.models import Released
+
+if TYPE_CHECKING:
+    from aiogpulock.manager import GpuLockManager
+
+logger = logging.getLogger(__name__)
+
+CleanUp: TypeAlias = Callable[[], Awaitable[None] | None]
+T = TypeVar("T")
+
+SHIELD_SECONDS = 15.0
+"""Bound on what goes on against a cancellation."""
+
+
+async def finish(step: Callable[[], Awaitable[T]]) -> T:
+    """Run an idempotent step to its end, whatever cancels meanwhile; then let the cancellation through.
+
+    It is run again after each cancellation, in the same task and not in a helper: `asyncio.run` cancels helpers too.
+    An anyio scope cancels at every await until it is left, so it is shielded off.
+    """
+    try:
+        return await step()
+    except asyncio.CancelledError as error:
+        cancelled = error
+    deadline = clock.now() + SHIELD_SECONDS
+    with anyio.CancelScope(shield=True):
+        while clock.now() < deadline:
+            try:
+                await step()
+                break
+            except asyncio.CancelledError as error:
+                cancelled = error
+    raise cancelled
+
+
+async def leave(manager: GpuLockManager, hold: Hold, reason: str, clean_up: CleanUp | None = None) -> Released | None:
+    """End a hold. Answers what Redis said; None if it could not be reached: the lease then ends by its deadline."""
+    if hold.state == "released" or manager.forked:
+        return None
+    try:
+        if clean_up is not None:
+            await _clean_up(manager, hold, clean_up)
+    finally:
+        hold.begin_release()
+        try:
+            released = await finish(lambda: _release(manager, hold, reason))
+        finally:
+            hold.end_release()
+            manager.forget(hold)
+    return released
+
+
+async def _clean_up(manager: GpuLockManager, hold: Hold, clean_up: CleanUp) -> None:
+    try:
+        result = clean_up()
+        if inspect.isawaitable(result):
+            await result
+    except Exception:
+        logger.exception(
+            "the clean-up hook of %s on %s failed; the lock is released all the same", hold.task_name, hold.keys.lock
+        )
+        manager.incidents.keep("cleanup_failures", hold.keys)
+
+
+async def _release(manager: GpuLockManager, hold: Hold, reason: str) -> Released | None:
+    try:
+        released = await manager.urgent.release(hold.keys, hold.terms.script, hold.id, hold.token, reason)
+    except GpuLockError as error:
+        return await _emergency(manager, hold, error)
+    await _after(manager, hold, released)
+    return released
+
+
+async def _after(manager: GpuLockManager, hold: Hold, released: Released) -> None:
+    if not released.ok and hold.lost_reason is None:
+        manager.incidents.count("ownership_violations", hold.keys)
+    if released.more:
+        await manager.resume(hold.keys, hold.terms.script)
+
+
+async def _emergency(manager: GpuLockManager, hold: Hold, error: GpuLockError) -> Released | None:
+    """The normal release failed: bounded retries, each on a fresh connection, still by id."""
+    incidents = manager.incidents
+    incidents.count("normal_release_failures", hold.keys)
+    if isinstance(error, ProtocolError):
+        incidents.count("release_script_errors", hold.keys)
+    released = await _retry(manager, hold)
+    incidents.record(hold.keys, hold.task_name, error, released=released is not None)
+    if released is not None:
+        incidents.count("emergency_releases", hold.keys)
+        incidents.alert("emergency_release", "warning", hold.keys, f"{hold.keys.lock} was released by a retry: {error}")
+        await _after(manager, hold, released)
+    else:
+        text = f"{hold.keys.lock} could not be released and stays held until its lease ends: {error}"
+        incidents.alert("release_failed", "critical", hold.keys, text)
+    return released
+
+
+async def _retry(manager: GpuLockManager, hold: Hold) -> Released | None:
+    pause, deadline = 0.05, clock.now() + manager.emergency_seconds
+    while True:
+        try:
+            return await manager.emergency_scripts(
+                lambda scripts: scripts.release(hold.keys, hold.terms.script, hold.id, hold.token, "emergency")
+            )
+        except GpuLockError as error:
+            logger.warning("emergency release of %s failed: %s", hold.keys.lock, error)
+        if clock.now() + pause >= deadline:
+            return None
+        await asyncio.sleep(pause)
+        pause *= 2
+
+
+def reason_for(error: BaseException | None) -> str:
+    """The release reason of a body that ended by `error`."""
+    if error is None:
+        return "normal"
+    if isinstance(error, asyncio.CancelledError | GeneratorExit | KeyboardInterrupt):
+        return "cancelled"
+    return "timeout" if isinstance(error, TimeoutError) else "exception"

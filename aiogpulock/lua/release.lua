@@ -1,0 +1,35 @@
+-- Release and hand-off in one round trip: compare, delete, record, bump the fence, grant, publish.
+--
+-- KEYS  see prelude.lua
+-- ARGV  4 id   5 token   6 reason
+-- Reply {'released', more (0/1)}   {'done', outcome}   {'other', value}   {'newer', protocol}
+
+local id, token, reason = ARGV[4], tonumber(ARGV[5]), ARGV[6]
+
+local outcome = outcome_of(id)
+if outcome then return {'done', outcome} end
+
+local ours = holder and not foreign and holder.id == id and holder.token == token
+-- The server lost its data or came back with old data, and nobody was granted since: the hold ends here without
+-- having been re-asserted.
+local forgotten = not foreign and fence().token <= token and (not holder or holder.token < token)
+
+if not ours and not forgotten then
+  return {'other', value or (holder and value_of(holder)) or ''}
+end
+
+local task = ours and holder.task or ''
+local displaced
+if ours then
+  end_hold('released', reason)
+else
+  if holder then displaced = displace() end
+  finish(id, 'released')
+  redis.call('HSET', FENCE, 'token', token + 1)
+  redis.call('PEXPIRE', FENCE, KEEP_UNUSED)
+  fence().token = token + 1
+end
+local _, more = grant(nil)
+if displaced then tell_lost(displaced, 'displaced') end
+announce_release(task, reason)
+return {'released', more and 1 or 0}

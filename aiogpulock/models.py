@@ -1,0 +1,172 @@
+"""Records that travel between the parts: what the scripts answer, who a process is, what a lock looks like."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, TypeAlias
+
+import msgspec
+
+Outcome: TypeAlias = Literal["released", "withdrawn", "reaped", "forced"]
+"""How an acquisition's id ended, once and for all."""
+
+ReleaseReason: TypeAlias = Literal[
+    "normal",
+    "exception",
+    "cancelled",
+    "timeout",
+    "task_failure",
+    "lease_expired",
+    "process_gone",
+    "forced",
+    "forced_by_monitor",
+    "emergency",
+    "leaked",
+]
+
+
+class ProcessInfo(msgspec.Struct, frozen=True):
+    """Who holds or waits. All of `processes` must be gone before the holder counts as dead."""
+
+    host: str
+    boot: str
+    """The kernel's boot id: equal means the same host since the same start."""
+    pidns: int
+    """Inode of the pid namespace; pids of another one mean nothing here."""
+    timens: int
+    """Inode of the time namespace; start times of another one cannot be compared."""
+    processes: tuple[tuple[int, int], ...]
+    """(pid, start time in clock ticks since boot)."""
+
+    @property
+    def pid(self) -> int:
+        """The process that asked for the lock."""
+        return self.processes[0][0] if self.processes else 0
+
+
+class Request(NamedTuple):
+    """One acquisition, as it is told to ``acquire.lua``. Durations in ms."""
+
+    id: str
+    inbox: str
+    mode: Literal["push", "poll"]
+    next_check: int
+    expires: int
+    lease: int
+    ttl: int
+    priority: int
+    max_waiters: int
+    """-1: no bound."""
+    may_wait: bool
+    task: str
+    process: bytes
+
+
+class Held(NamedTuple):
+    """The lease has begun."""
+
+    token: int
+    dirty: bool
+    """The last holder died: what it started may still compute."""
+    waited: float
+    """Seconds since the waiter arrived, on the server's clock."""
+
+
+class Waiting(NamedTuple):
+    """The waiter has a seat in the queue."""
+
+    position: int
+    """Starts at 1."""
+    arrival_us: int
+    enqueued: bool
+    """The seat was made by this call."""
+    recheck_in: float | None
+    """Seconds until the holder's deadline, a foreign value's expiry, or the end of the restart grace."""
+    value: str
+    holder_id: str
+    """Empty: nobody, or a foreign value."""
+    holder_phase: str
+    holder_process: bytes
+    inbox_has_receiver: bool
+    more: bool
+    """Ask again at once: the grant looked at many dead seats and has not reached the end."""
+    waiters: int
+
+    @property
+    def foreign(self) -> bool:
+        """An older program holds the lock: it sends no message that we know."""
+        return bool(self.value) and not self.holder_id
+
+
+class Refused(NamedTuple):
+    """The lock is busy (`max_wait_time` 0) or the queue is full."""
+
+    kind: Literal["busy", "full"]
+    waiters: int
+    value: str
+
+
+class Finished(NamedTuple):
+    """This id has ended; nothing brings it back."""
+
+    outcome: Outcome
+
+
+class Stale(NamedTuple):
+    """The grant that the claim names is not the one that Redis gave."""
+
+
+class Beat(NamedTuple):
+    """Answer to a heartbeat or a re-assertion."""
+
+    status: Literal["renewed", "missing", "other", "done"]
+    detail: str
+    """The current value (other), or the outcome (done)."""
+
+
+class Released(NamedTuple):
+    """Answer to a release. `ok`: this call, or an earlier one that was repeated, released the lock."""
+
+    ok: bool
+    more: bool
+    detail: str
+    """If not ok: the current value, or the outcome that came before."""
+
+
+class WaiterSnapshot(msgspec.Struct, frozen=True):
+    """One queued request."""
+
+    waiter_id: str
+    task_name: str
+    host: str
+    pid: int
+    since: float
+    """Epoch seconds, the server's clock."""
+    mode: str
+    deaf: bool
+
+
+class LockSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """One lock at one moment, on the server's clock."""
+
+    gpu_id: str
+    key: str
+    value: str | None
+    foreign: bool
+    """The value matches no holder record: an older program set it."""
+    phase: str | None
+    holder_id: str | None
+    task_name: str | None
+    host: str | None
+    pid: int | None
+    fencing_token: int | None
+    age: float | None
+    """Seconds since the grant or the claim."""
+    deadline_in: float | None
+    """Seconds until the lease ends without a beat; negative: it is over."""
+    expires_in: float | None
+    """Seconds until the key expires; None: it never does."""
+    dirty: bool
+    waiters: int
+    queue: tuple[WaiterSnapshot, ...]
+    """The first in line."""
+    stats: dict[str, int]

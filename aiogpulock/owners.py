@@ -1,0 +1,32 @@
+"""Who, within this process, waits for or holds which lock."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from aiogpulock.keys import LockKeys
+
+
+class Owners:
+    """A task or thread may have one acquisition per lock: a second one would wait for the first."""
+
+    def __init__(self) -> None:
+        self._owners: set[tuple[str, object]] = set()
+
+    def __len__(self) -> int:
+        return len(self._owners)
+
+    def enter(self, keys: LockKeys, owner: object) -> bool:
+        """False if `owner` is in already."""
+        if (keys.lock, owner) in self._owners:
+            return False
+        self._owners.add((keys.lock, owner))
+        return True
+
+    def leave(self, keys: LockKeys, owner: object) -> None:
+        self._owners.discard((keys.lock, owner))
+
+    def tasks(self) -> set[asyncio.Task[Any]]:
+        """Those that are asyncio tasks."""
+        return {owner for _, owner in self._owners if isinstance(owner, asyncio.Task)}

@@ -1,0 +1,272 @@
+"""One typed coroutine per script of ``lua/``. Redis decides; Python asks and obeys."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any, NamedTuple
+
+import msgspec
+
+from aiogpulock.errors import ProtocolError
+from aiogpulock.keys import LockKeys
+from aiogpulock.models import (
+    Beat,
+    Finished,
+    Held,
+    LockSnapshot,
+    ProcessInfo,
+    Refused,
+    Released,
+    Request,
+    Stale,
+    WaiterSnapshot,
+    Waiting,
+)
+from aiogpulock.redis_client import RedisClient, ScriptMissingError
+
+AcquireReply = Held | Waiting | Refused | Finished | Stale
+
+SNAPSHOT_WAITERS = 100
+
+
+class Script(NamedTuple):
+    sha: bytes
+    source: bytes
+
+
+@cache
+def load_script(name: str) -> Script:
+    """The shipped text: the prelude, then the script."""
+    folder = resources.files("aiogpulock") / "lua"
+    source = b"".join((folder / f"{part}.lua").read_bytes() for part in ("prelude", name))
+    return Script(hashlib.sha1(source, usedforsecurity=False).hexdigest().encode(), source)
+
+
+def script_command(name: str, keys: LockKeys, arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """The EVALSHA of a shipped script; `arguments` are its whole ARGV."""
+    return ("EVALSHA", load_script(name).sha, len(keys.script_keys), *keys.script_keys, *arguments)
+
+
+class Terms(NamedTuple):
+    """What each script that may grant goes by."""
+
+    claim_window_ms: int
+    restart_grace_ms: int
+
+
+class LeaseTerms(NamedTuple):
+    """What a beat writes."""
+
+    lease_ms: int
+    ttl_ms: int
+
+
+class Scripts:
+    """The scripts on one server. `clean_run` tells the run id of a server known to have had no data to lose."""
+
+    def __init__(self, client: RedisClient, clean_run: Callable[[], str]) -> None:
+        self._client = client
+        self._clean_run = clean_run
+
+    async def acquire(self, keys: LockKeys, terms: Terms, request: Request, hint: int, arrival_us: int) -> AcquireReply:
+        """Enqueue, poll or claim. `hint`: the token of the grant to claim, 0 for whatever there is."""
+        r = request
+        reply = await self._run(
+            "acquire", keys, terms,
+            r.id, hint, r.inbox, r.mode, r.next_check, r.expires, r.lease, r.ttl, arrival_us, r.priority,
+            r.max_waiters, int(r.may_wait), r.task, r.process,
+        )  # fmt: skip
+        match reply[0]:
+            case b"held":
+                return Held(token=reply[1], dirty=reply[2] == b"1", waited=reply[3] / 1000)
+            case b"waiting":
+                return _waiting(reply)
+            case b"busy" | b"full":
+                return Refused(reply[0].decode(), reply[1], reply[2].decode())
+            case b"stale":
+                return Stale()
+            case _:
+                return Finished(_outcome(reply, keys))
+
+    async def release(self, keys: LockKeys, terms: Terms, holder_id: str, token: int, reason: str) -> Released:
+        """Release and hand off."""
+        reply = await self._run("release", keys, terms, holder_id, token, reason)
+        match reply[0]:
+            case b"released":
+                return Released(ok=True, more=reply[1] == 1, detail="")
+            case b"other":
+                return Released(ok=False, more=False, detail=reply[1].decode())
+            case _:
+                outcome = _outcome(reply, keys)
+                return Released(ok=outcome == "released", more=False, detail=outcome)
+
+    async def withdraw(self, keys: LockKeys, terms: Terms, waiter_id: str, reason: str, inbox: str = "") -> bool:
+        """Leave the queue for good, handing on what was granted meanwhile. Answers whether to `resume`.
+
+        `inbox`: only if the id belongs to it.
+        """
+        reply = await self._run("withdraw", keys, terms, waiter_id, reason, inbox)
+        return bool(reply[0] == b"withdrawn" and reply[2] == 1)
+
+    async def beat(self, beats: Sequence[tuple[LockKeys, str, int, LeaseTerms]]) -> list[Beat | Exception]:
+        """Renew leases, all in one write: (keys, holder id, token, terms) each."""
+        calls = [(keys, (holder_id, token, *lease)) for keys, holder_id, token, lease in beats]
+        commands = [self._command("heartbeat", keys, Terms(0, 0), arguments) for keys, arguments in calls]
+        replies = await self._client.execute_many(commands)
+        for index, reply in enumerate(replies):
+            if isinstance(reply, ScriptMissingError):
+                keys, arguments = calls[index]
+                replies[index] = await self._eval("heartbeat", keys, Terms(0, 0), arguments)
+        return [_beat_or_error(reply, beat[0]) for reply, beat in zip(replies, beats, strict=True)]
+
+    async def reassert(
+        self, keys: LockKeys, holder_id: str, token: int, lease: LeaseTerms, claim: Sequence[Any]
+    ) -> Beat:
+        """Restore a lease that the server forgot. `claim`: inbox, task, process, arrival_us, held for (ms)."""
+        return parse_beat(await self._run("reassert", keys, Terms(0, 0), holder_id, token, *lease, *claim), keys)
+
+    async def reap(
+        self, keys: LockKeys, terms: Terms, seen: str, outcome: str, reason: str, actor: str
+    ) -> tuple[bool, bool]:
+        """End exactly the holder that was seen. Answers whether it was still there, and whether to `resume`."""
+        reply = await self._run("reap", keys, terms, seen, outcome, reason, actor)
+        return reply[0] == b"ended", reply[0] == b"ended" and reply[1] == 1
+
+    async def resume(self, keys: LockKeys, terms: Terms) -> bool:
+        """Go on with a grant that hit its bound. Answers whether to call again."""
+        return bool((await self._run("resume", keys, terms))[1] == 1)
+
+    async def count(self, keys: LockKeys, batch: str, counters: Mapping[str, int]) -> None:
+        """Add counters to the shared ones, once per batch id."""
+        await self._run("count", keys, Terms(0, 0), batch, *(part for item in counters.items() for part in item))
+
+    async def snapshot(self, keys: LockKeys) -> LockSnapshot:
+        """The lock at one moment; writes nothing."""
+        return _snapshot(await self._run("snapshot", keys, Terms(0, 0), SNAPSHOT_WAITERS), keys)
+
+    async def _run(self, name: str, keys: LockKeys, terms: Terms, *arguments: Any) -> list[Any]:
+        try:
+            reply = await self._client.execute(*self._command(name, keys, terms, arguments))
+        except ScriptMissingError:
+            reply = await self._eval(name, keys, terms, arguments)
+            if isinstance(reply, Exception):
+                raise reply from None
+        return _checked(reply, keys)
+
+    def _command(self, name: str, keys: LockKeys, terms: Terms, arguments: Sequence[Any]) -> tuple[Any, ...]:
+        return script_command(name, keys, (*terms, self._clean_run(), *arguments))
+
+    async def _eval(self, name: str, keys: LockKeys, terms: Terms, arguments: Sequence[Any]) -> Any:
+        """EVAL caches the script on the server: one round trip where SCRIPT LOAD would cost two."""
+        command = ("EVAL", load_script(name).source, *self._command(name, keys, terms, arguments)[2:])
+        return (await self._client.execute_many([command]))[0]
+
+
+def _checked(reply: Any, keys: LockKeys) -> list[Any]:
+    if not isinstance(reply, list) or not reply:
+        raise ProtocolError(f"{keys.lock}: a script answered {reply!r}")
+    if reply[0] == b"newer":
+        raise ProtocolError(
+            f"{keys.lock} is held by a newer aiogpulock (protocol {reply[1]}). Upgrade aiogpulock in this program"
+        )
+    return reply
+
+
+def _outcome(reply: list[Any], keys: LockKeys) -> Any:
+    if reply[0] != b"done":
+        raise ProtocolError(f"{keys.lock}: a script answered {reply!r}")
+    return reply[1].decode()
+
+
+def parse_beat(reply: Any, keys: LockKeys) -> Beat:
+    checked = _checked(reply, keys)
+    detail = checked[1].decode("utf-8", "replace") if len(checked) > 1 else ""
+    return Beat(checked[0].decode(), detail)
+
+
+def _beat_or_error(reply: Any, keys: LockKeys) -> Beat | Exception:
+    """One lock's trouble is not another's."""
+    try:
+        return reply if isinstance(reply, Exception) else parse_beat(reply, keys)
+    except ProtocolError as error:
+        return error
+
+
+def _waiting(reply: list[Any]) -> Waiting:
+    _, position, arrival, enqueued, recheck, value, holder, phase, process, receiver, more, waiters = reply
+    return Waiting(
+        position=position,
+        arrival_us=arrival,
+        enqueued=enqueued == 1,
+        recheck_in=recheck / 1000 if recheck >= 0 else None,
+        value=value.decode("utf-8", "replace"),
+        holder_id=holder.decode(),
+        holder_phase=phase.decode(),
+        holder_process=process,
+        inbox_has_receiver=receiver == 1,
+        more=more == 1,
+        waiters=waiters,
+    )
+
+
+def parse_process(data: bytes) -> ProcessInfo | None:
+    """Who a record names, or None if it names nobody that we can understand."""
+    try:
+        return msgspec.json.decode(data, type=ProcessInfo)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _number(text: str | None) -> int | None:
+    try:
+        return int(float(text)) if text else None
+    except ValueError:
+        return None
+
+
+def _snapshot(reply: list[Any], keys: LockKeys) -> LockSnapshot:
+    _, now_ms, raw_value, pttl, raw_holder, waiters, listed, raw_stats = reply
+    flat = [part.decode("utf-8", "replace") for part in raw_holder]
+    holder = dict(zip(flat[::2], flat[1::2], strict=True))
+    stats = {name.decode(): int(amount) for name, amount in zip(raw_stats[::2], raw_stats[1::2], strict=True)}
+    value = raw_value.decode("utf-8", "replace") or None
+    ours = "id" in holder and value in (None, f"locked_by_{holder.get('task', '')}:{holder['id']}")
+    if not ours:
+        holder = {}
+    process = parse_process(holder.get("process", "").encode())
+    since, deadline = _number(holder.get("since")), _number(holder.get("deadline"))
+    return LockSnapshot(
+        gpu_id=keys.gpu_id,
+        key=keys.lock,
+        value=value,
+        foreign=value is not None and not ours,
+        phase=holder.get("phase"),
+        holder_id=holder.get("id"),
+        task_name=holder.get("task"),
+        host=process.host if process else None,
+        pid=process.pid if process else None,
+        fencing_token=_number(holder.get("token")),
+        age=(now_ms - since) / 1000 if since is not None else None,
+        deadline_in=(deadline - now_ms) / 1000 if deadline is not None else None,
+        expires_in=pttl / 1000 if pttl >= 0 else None,
+        dirty=holder.get("dirty") == "1",
+        waiters=waiters,
+        queue=tuple(_waiter(entry) for entry in listed),
+        stats=stats,
+    )
+
+
+def _waiter(entry: list[Any]) -> WaiterSnapshot:
+    process = parse_process(entry[2])
+    return WaiterSnapshot(
+        waiter_id=entry[0].decode(),
+        task_name=entry[1].decode("utf-8", "replace"),
+        host=process.host if process else "",
+        pid=process.pid if process else 0,
+        since=entry[3] / 1_000_000,
+        mode=entry[4].decode(),
+        deaf=entry[5] == 1,
+    )

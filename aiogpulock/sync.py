@@ -1,0 +1,160 @@
+"""The same lock for threads: ``with aiogpulock.sync.gpu_lock(0):``. A thin layer over the async one.
+
+One background thread per process runs the event loop, so the heartbeat goes on while the calling thread computes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import inspect
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import CancelledError as FutureCancelledError
+from concurrent.futures import Future
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+import anyio
+from anyio.from_thread import BlockingPortal
+
+from aiogpulock import signals
+from aiogpulock.api import gpu_lock as async_gpu_lock
+from aiogpulock.default import default_manager
+from aiogpulock.errors import LeaseLostError
+from aiogpulock.lease import Lease as AsyncLease
+from aiogpulock.leaving import reason_for
+from aiogpulock.lock import GpuLock as AsyncGpuLock
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_mutex = threading.Lock()
+_portal: BlockingPortal | None = None
+_portal_pid = 0
+_thread: threading.Thread | None = None
+
+
+def _running_portal() -> BlockingPortal:
+    """The background event loop; after a fork the child starts its own."""
+    global _portal, _portal_pid
+    with _mutex:
+        if _portal is None or _portal_pid != os.getpid():
+            _portal, _portal_pid = _start(), os.getpid()
+            atexit.register(close)
+        return _portal
+
+
+def _start() -> BlockingPortal:
+    """Not `start_blocking_portal`: in a forked child its context would wait, when dropped, for the parent's thread."""
+    global _thread
+    started: Future[BlockingPortal] = Future()
+
+    async def serve() -> None:
+        async with BlockingPortal() as portal:
+            started.set_result(portal)
+            await portal.sleep_until_stopped()
+
+    def run() -> None:
+        try:
+            anyio.run(serve)
+        except BaseException as error:
+            if started.done():
+                raise
+            started.set_exception(error)
+
+    _thread = threading.Thread(target=run, name="aiogpulock-sync", daemon=True)
+    _thread.start()
+    return started.result()
+
+
+def close() -> None:
+    """End the background thread: what is held is released, who waits is cancelled. The next use starts a new one."""
+    global _portal
+    with _mutex:
+        portal, _portal = _portal, None
+        if portal is not None and _portal_pid == os.getpid() and _thread is not None:
+            with suppress(RuntimeError):  # it has ended
+                portal.call(portal.stop, True)
+            _thread.join()
+
+
+def _call(step: Callable[[], Awaitable[R]]) -> R:
+    """Run `step` on the background loop. Ctrl-C in this thread cancels it there, and waits for its clean-up."""
+    future = _running_portal().start_task_soon(step)
+    try:
+        return future.result()
+    except BaseException:
+        if not future.done():
+            future.cancel()
+            with suppress(FutureCancelledError, Exception):
+                future.result()
+        raise
+
+
+class Lease:
+    """A lease held by a thread: `lost` and `check` tell of its loss; nothing is cancelled."""
+
+    def __init__(self, lease: AsyncLease) -> None:
+        self._lease = lease
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lease, name)
+
+    def release(self, reason: str = "normal") -> None:
+        """Release and hand off. Raises `LeaseLostError` if the lease was lost before."""
+        _call(lambda: self._lease.release(reason))
+
+    def __repr__(self) -> str:
+        return repr(self._lease)
+
+
+class GpuLock:
+    """How a thread acquires one GPU: as context manager, decorator, or acquire/release pair."""
+
+    def __init__(self, lock: AsyncGpuLock) -> None:
+        self._lock = lock
+        self._leases = threading.local()
+
+    def acquire(self) -> Lease:
+        """Wait for the GPU in this thread. Raises as the async one does."""
+        owner = f"thread-{threading.get_ident()}"
+        lease = Lease(_call(lambda: self._lock.acquire_for(owner)))
+        if threading.current_thread() is threading.main_thread():
+            signals.cover(_call(default_manager))
+        return lease
+
+    def __enter__(self) -> Lease:
+        self._leases.current = lease = self.acquire()
+        return lease
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._leases.current.release(reason_for(error))
+        except LeaseLostError as loss:
+            if error is None:
+                raise
+            error.add_note(f"{type(loss).__name__}: {loss}")
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Run a plain function under the lock."""
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(f"{function!r} is async: use aiogpulock.gpu_lock, not aiogpulock.sync.gpu_lock")
+
+        @functools.wraps(function)
+        def locked(*args: P.args, **kwargs: P.kwargs) -> R:
+            with self:
+                return function(*args, **kwargs)
+
+        return locked
+
+
+def gpu_lock(gpu_id: int | str = 0, **keywords: Any) -> GpuLock:
+    """The lock of one GPU for threads; keywords as for `aiogpulock.gpu_lock`, without `manager`."""
+    if "manager" in keywords:
+        raise TypeError("sync.gpu_lock() takes no manager: it uses the one of its own background event loop")
+    return GpuLock(async_gpu_lock(gpu_id, **keywords))

@@ -1,0 +1,19 @@
+"""The least that a Redis user needs, as the documentation quotes it."""
+
+from __future__ import annotations
+
+KEYS_AND_CHANNELS = "resetkeys ~gpu_lock* ~{gpu_lock* resetchannels &gpu_lock*"
+
+COMMANDS = (
+    "-@all +evalsha +eval +hello +auth +ping +select +client|setname +info +subscribe +unsubscribe +publish "
+    "+time +pubsub|numsub +get +set +del +exists +expire +pexpire +pttl "
+    "+hmget +hget +hset +hdel +hgetall +hincrby "
+    "+zadd +zrem +zscore +zrank +zrange +zcard +zremrangebyscore +zremrangebyrank +xadd"
+)
+"""Commands within scripts need the caller's permission too."""
+
+LEAST_PRIVILEGES = f"{KEYS_AND_CHANNELS} {COMMANDS}"
+"""``ACL SETUSER gpu on >password`` and this."""
+
+PUB_SUB = ("subscribe", "unsubscribe", "publish")
+"""Without these the lock works by polling."""

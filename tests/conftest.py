@@ -1,0 +1,80 @@
+"""Fixtures that every test may use: a real server, a clean one, and a manager on it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from aiogpulock import GpuLockManager
+from tests.servers import RealServer
+
+UNUSED_LOCK_KEEPS = (":done", ":fence", ":events", ":stats", ":index")
+"""What an unused lock leaves behind for a while; all of it expires."""
+
+
+@pytest.fixture(scope="session")
+def _shared_server() -> Iterator[RealServer]:
+    with RealServer() as server:
+        yield server
+
+
+@pytest.fixture
+def server(_shared_server: RealServer) -> RealServer:
+    """The session's server, empty. Tests that stop, kill or configure a server make their own `RealServer`."""
+    with _shared_server.client() as client:
+        client.flushall()
+        client.script_flush()
+    return _shared_server
+
+
+@pytest.fixture
+def own_server() -> Iterator[RealServer]:
+    """A server for one test, to be killed, restarted and configured at will."""
+    with RealServer() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(server: RealServer) -> str:
+    return server.url
+
+
+@pytest.fixture
+def redis_cleanup(server: RealServer) -> Iterator[redis.Redis]:
+    """A client; afterwards the test fails if it left a lock, a queue, or a key that never expires."""
+    with server.client() as client:
+        yield client
+        left = [key for key in client.keys("*") if not key.endswith(UNUSED_LOCK_KEEPS)]
+        forever = [key for key in client.keys("*") if client.pttl(key) < 0]
+    assert not left, f"left in Redis: {left}"
+    assert not forever, f"without expiry in Redis: {forever}"
+
+
+@pytest.fixture
+async def manager(redis_url: str, redis_cleanup: redis.Redis) -> AsyncIterator[GpuLockManager]:
+    """A manager on the clean server, with times that tests can wait for."""
+    async with GpuLockManager(redis_url, heartbeat={"interval": 0.5, "timeout": 5}, restart_grace=1) as manager:
+        yield manager
+
+
+@pytest.fixture(scope="session")
+def _embedded_directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="agl-", dir="/tmp") as directory:  # short: a socket path has 103 bytes
+        yield Path(directory) / "v1"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, _embedded_directory: Path) -> None:
+    """No test sees the settings of whoever runs it, nor leaves a file beside the project's."""
+    for name in list(os.environ):
+        if name.startswith("AIOGPULOCK_") and name != "AIOGPULOCK_TEST_SERVER":
+            monkeypatch.delenv(name)
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    monkeypatch.setenv("AIOGPULOCK_EMBEDDED_DIR", str(_embedded_directory))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)

@@ -1,0 +1,104 @@
+"""A blocked event loop: the guard thread beats for it, up to a bound; without it the lease is lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.helpers import wait_until
+from tests.raw_scripts import RawLock
+from tests.register import RegisterProcess
+from tests.servers import RealServer
+from tests.workers import Crew, Worker
+
+pytestmark = pytest.mark.integration
+
+TIMEOUT = 1.5
+
+
+def beats(max_stall: float) -> dict[str, Any]:
+    """The holder gives up a third of a lease this short before the server does: after 1 s."""
+    return {"heartbeat": {"interval": 0.3, "timeout": TIMEOUT, "max_stall": max_stall}}
+
+
+def held_and_awaited(
+    server: RealServer, crew: Crew, lock: RawLock, register: RegisterProcess, max_stall: float
+) -> tuple[Worker, Worker]:
+    holder = crew.start(server.url, register=register.path, **beats(max_stall))
+    waiter = crew.start(server.url, register=register.path, **beats(max_stall))
+    holder.tell("acquire", name="a")
+    holder.expect("held")
+    waiter.tell("acquire", name="b")
+    wait_until(lambda: lock.queue, description="a waiter in the queue")
+    return holder, waiter
+
+
+def test_a_loop_blocked_for_three_timeouts_keeps_its_lease(
+    server: RealServer, crew: Crew, lock: RawLock, register: RegisterProcess
+) -> None:
+    holder, waiter = held_and_awaited(server, crew, lock, register, max_stall=60)
+    holder.tell("block", seconds=3 * TIMEOUT)
+    unblocked = holder.expect("unblocked")["at"]
+    holder.tell("release", name="a")
+    holder.expect("left", name="a")
+    assert waiter.expect("held")["at"] > unblocked
+    assert waiter.expect("held")["token"] > holder.expect("held")["token"]
+    assert register.overlaps == []
+    assert "event_loop_blocked" in holder.errors, "the stall is reported"
+
+
+def test_with_the_guard_off_a_blocked_loop_loses_the_lease_and_its_body_is_cancelled(
+    server: RealServer, crew: Crew, lock: RawLock, register: RegisterProcess
+) -> None:
+    holder, waiter = held_and_awaited(server, crew, lock, register, max_stall=0)
+    token = holder.expect("held")["token"]
+    holder.tell("block", seconds=3 * TIMEOUT)
+    held = waiter.expect("held")
+    failed = holder.expect("failed", name="a")
+    unblocked = holder.expect("unblocked")
+    assert held["at"] < unblocked["at"], "the next one did not wait for the blocked loop"
+    assert failed["error"] == "LeaseLostError"
+    assert failed["at"] - unblocked["at"] < 1, "the body is cancelled as soon as the loop runs"
+    assert held["token"] > token
+    holder.tell("write", name="late", holder="a", token=token)
+    assert not holder.expect("wrote", name="late")["accepted"], "the register rejects the old token"
+    assert register.report()["stale"] == 1
+
+
+def test_the_guard_stops_at_max_stall(server: RealServer, crew: Crew, lock: RawLock, register: RegisterProcess) -> None:
+    holder, waiter = held_and_awaited(server, crew, lock, register, max_stall=2)
+    holder.tell("block", seconds=6)
+    blocking = holder.expect("blocking")["at"]
+    held = waiter.expect("held")["at"]
+    assert held - blocking > 2, "the guard carried the lease for a while"
+    holder.expect("unblocked")
+    failed = holder.expect("failed", name="a")
+    assert held < holder.expect("unblocked")["at"]
+    assert (failed["error"], failed["reason"]) == ("LeaseLostError", "stalled")
+
+
+def test_a_second_stall_is_carried_like_the_first(
+    server: RealServer, crew: Crew, lock: RawLock, register: RegisterProcess
+) -> None:
+    holder, _ = held_and_awaited(server, crew, lock, register, max_stall=2)
+    for number in (1, 2):
+        holder.tell("block", seconds=1.7)
+        holder.expect("unblocked", number=number)
+    assert holder.find("failed", timeout=0.5) is None
+    assert lock.holder.get("task") == "a"
+
+
+def test_a_lease_of_a_closed_loop_is_released_though_its_process_lives(
+    server: RealServer, crew: Crew, lock: RawLock
+) -> None:
+    settings = {"heartbeat": {"interval": 1, "timeout": 30}}
+    abandoned = crew.start(server.url, program="closed_loop", ready=False, **settings)
+    crew.may_complain.add(abandoned.pid)
+    token = abandoned.expect("held")["token"]
+    abandoned.expect("closed")
+    waiter = crew.start(server.url, **settings)
+    waiter.tell("acquire", name="b")
+    held = waiter.expect("held", timeout=15)
+    assert held["token"] > token
+    assert lock.holder["dirty"] == "", "a release, not a crash"

@@ -1,0 +1,286 @@
+"""Cancelled at any await, acquire and release leave nothing behind: no lock, no seat, no task, no connection."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+
+import pytest
+import redis
+
+from aiogpulock import GpuLockManager, Lease, LockTimeoutError
+from aiogpulock.scripts import script_command
+from tests.cancellation import Cut, Moment
+from tests.servers import RealServer
+from tests.unit.support import eventually, waiters
+
+KEYS = ("gpu_lock:0", "{gpu_lock:0}:holder", "{gpu_lock:0}:heartbeat", "{gpu_lock:0}:queue", "{gpu_lock:0}:waiters")
+moments = pytest.mark.parametrize("moment", ["waiting", "answered"])
+times = pytest.mark.parametrize("more", [0, 1, 3], ids=["once", "twice", "four times"])
+
+
+@pytest.fixture
+async def other(redis_url: str) -> AsyncIterator[GpuLockManager]:
+    """Another program, as far as Redis can tell."""
+    async with GpuLockManager(redis_url, restart_grace=0) as manager:
+        yield manager
+
+
+class Scene:
+    """The manager under test, and what must be as before after each cancellation."""
+
+    def __init__(self, manager: GpuLockManager, client: redis.Redis) -> None:
+        self.manager = manager
+        self.client = client
+        self._tasks = set(asyncio.all_tasks())
+
+    async def left_nothing(self, where: str) -> None:
+        manager, parts = self.manager, self.manager.parts
+        pools = [(parts.client, 4), (parts._urgent_client, 1)]
+
+        def found() -> list[object]:
+            tasks = asyncio.all_tasks() - self._tasks - {asyncio.current_task()}
+            return [
+                *self.client.keys("gpu_lock:*"),
+                *(key for key in KEYS if self.client.exists(key)),
+                *tasks,
+                *(client._busy for client, _ in pools if client._busy),
+                *(client._free for client, size in pools if client._free._value != size),
+                *manager.owners._owners,
+                *manager.holds.all(),
+                *(room for room in parts.rooms.values() if len(room)),
+            ]
+
+        try:
+            await eventually(lambda: not found(), description=f"nothing to be left after {where}", timeout=10)
+        except AssertionError as error:
+            raise AssertionError(f"left after {where}: {found()}") from error
+
+    def hand_over(self, lease: Lease) -> Callable[[], None]:
+        """What releases `lease` at once, whoever runs: the next waiter is granted in the same step."""
+        terms = (2000, 0, "")
+        command = script_command("release", lease._hold.keys, (*terms, lease.holder_id, lease.fencing_token, "normal"))
+        return lambda: self.client.execute_command(*command)
+
+
+@pytest.fixture
+async def scene(manager: GpuLockManager, other: GpuLockManager, redis_cleanup: redis.Redis) -> Scene:
+    async with manager.lock(0):
+        pass  # everything that is started on first use is started
+    await (await other.lock(0).acquire()).release()
+    return Scene(manager, redis_cleanup)
+
+
+async def ended(task: asyncio.Task[object], cut: Cut) -> bool:
+    """Wait for the cut task; answers whether the cut was reached. A cancellation must never be swallowed."""
+    await asyncio.wait([task])
+    if cut.fired:
+        assert task.cancelled(), f"cancelled at await {cut.count}, and ended with {task}"
+    return cut.fired
+
+
+@moments
+@times
+async def test_acquire_of_a_free_lock(scene: Scene, moment: Moment, more: int) -> None:
+    for number in itertools.count(1):
+        cut = Cut(number, moment, more=more)
+        task = asyncio.create_task(_await(cut(scene.manager.lock(0).acquire())))
+        if not await ended(task, cut):
+            await task.result().release()
+            break
+        await scene.left_nothing(f"await {number}")
+    assert number > 1
+
+
+@moments
+@times
+async def test_acquire_of_a_held_lock_whose_grant_comes_at_that_moment(
+    scene: Scene, other: GpuLockManager, moment: Moment, more: int
+) -> None:
+    for number in itertools.count(1):
+        lease = await other.lock(0).acquire()
+        cut = Cut(number, moment, more=more, meanwhile=scene.hand_over(lease))
+        task = asyncio.create_task(_await(cut(scene.manager.lock(0).acquire())))
+        await eventually(lambda cut=cut: cut.fired or _waits(scene.manager), description="the cut, or a seat")
+        reached = cut.fired
+        if not reached:
+            task.cancel()  # it waits, and has no further await
+        await asyncio.wait([task])
+        assert task.cancelled()
+        await lease.release()
+        await scene.left_nothing(f"await {number}")
+        if not reached:
+            break
+    assert number > 2
+
+
+@moments
+@times
+async def test_acquire_of_a_held_lock_that_is_handed_on(
+    scene: Scene, other: GpuLockManager, moment: Moment, more: int
+) -> None:
+    for number in itertools.count(1):
+        lease = await other.lock(0).acquire()
+        cut = Cut(number, moment, more=more)
+        task = asyncio.create_task(_await(cut(scene.manager.lock(0).acquire())))
+        await eventually(lambda task=task: task.done() or _waits(scene.manager), description="the cut, or a seat")
+        await lease.release()
+        if not await ended(task, cut):
+            await task.result().release()
+            break
+        await scene.left_nothing(f"await {number}")
+    assert number > 3
+
+
+@moments
+@times
+async def test_giving_up_after_max_wait_time(scene: Scene, other: GpuLockManager, moment: Moment, more: int) -> None:
+    for number in itertools.count(1):
+        lease = await other.lock(0).acquire()
+        hand_over = scene.hand_over(lease)
+        # A cut of the wait itself would be one of the tests above: the grant comes while it gives up.
+        cut = Cut(number, moment, more=more, meanwhile=hand_over)
+        task = asyncio.create_task(_await(cut(scene.manager.lock(0, max_wait_time=0.03).acquire())))
+        await asyncio.wait([task])
+        assert task.cancelled() == cut.fired or isinstance(task.exception(), LockTimeoutError)
+        await lease.release()
+        await scene.left_nothing(f"await {number}")
+        if not cut.fired:
+            break
+    assert number > 3
+
+
+@moments
+@times
+@pytest.mark.parametrize("waiting", [False, True], ids=["nobody waits", "somebody waits"])
+async def test_leaving_the_body(scene: Scene, other: GpuLockManager, moment: Moment, more: int, waiting: bool) -> None:
+    async def enter_and_leave(cut: Cut) -> None:
+        lock = scene.manager.lock(0)
+        await lock.__aenter__()
+        entered.set()
+        await go.wait()
+        await cut(lock.__aexit__(None, None, None))
+
+    for number in itertools.count(1):
+        entered, go, cut = asyncio.Event(), asyncio.Event(), Cut(number, moment, more=more)
+        task = asyncio.create_task(enter_and_leave(cut))
+        await entered.wait()
+        if waiting:
+            waiter = asyncio.create_task(other.lock(0).acquire())
+            await waiters(other, 1)
+        go.set()
+        reached = await ended(task, cut)
+        if waiting:
+            await (await waiter).release()
+        await scene.left_nothing(f"await {number}")
+        if not reached:
+            await task
+            break
+    assert number > 1
+    assert scene.manager.exception_stats.ownership_violations == 0
+
+
+@moments
+async def test_a_beat_of_the_heartbeat(scene: Scene, moment: Moment) -> None:
+    for number in itertools.count(1):
+        lease = await scene.manager.lock(0).acquire()
+        cut = Cut(number, moment)
+        task = asyncio.create_task(_await(cut(scene.manager.parts.heartbeat._beat())))
+        reached = await ended(task, cut)
+        lease.check()
+        await lease.release()
+        await scene.left_nothing(f"await {number}")
+        if not reached:
+            break
+    assert number > 1
+
+
+@moments
+async def test_the_start_of_a_manager(own_server: RealServer, moment: Moment) -> None:
+    with own_server.client() as client:
+        for number in itertools.count(1):
+            manager = GpuLockManager(own_server.url, restart_grace=0)
+            cut = Cut(number, moment)
+            task = asyncio.create_task(_await(cut(manager.started())))
+            reached = await ended(task, cut)
+            if reached:
+                async with manager.lock(0):  # a later start is not harmed
+                    pass
+            await manager.close()
+            await _nobody_connected(client)
+            if not reached:
+                break
+    assert number > 2
+
+
+@moments
+@times
+async def test_the_close_of_a_manager_that_holds_waits_and_beats(
+    own_server: RealServer, moment: Moment, more: int
+) -> None:
+    before = set(asyncio.all_tasks())
+    with own_server.client() as client:
+        for number in itertools.count(1):
+            manager = GpuLockManager(own_server.url, restart_grace=0)
+            leases = [await manager.lock(gpu).acquire_for("somebody") for gpu in range(3)]
+            cut = Cut(number, moment, more=more)
+            task = asyncio.create_task(_await(cut(manager.close())))
+            reached = await ended(task, cut)
+            assert asyncio.all_tasks() <= before, f"a task is left after await {number}"
+            assert not client.keys("gpu_lock:*")
+            await _nobody_connected(client)
+            for lease in leases:
+                with suppress(Exception):
+                    await lease.release()
+            if not reached:
+                break
+    assert number > 2
+
+
+async def test_a_thousand_acquires_cancelled_at_random_moments_leave_nothing(
+    scene: Scene, other: GpuLockManager
+) -> None:
+    random_moment = random.Random(2)
+    lock, held = scene.manager.lock(0, max_wait_time=None), 0
+
+    async def work() -> None:
+        nonlocal held
+        async with lock:
+            held += 1
+            await asyncio.sleep(random_moment.uniform(0, 0.003))
+
+    for _ in range(10):
+        tasks = [asyncio.create_task(work()) for _ in range(100)]
+        for task in random_moment.sample(tasks, len(tasks)):
+            if random_moment.random() < 0.7:
+                await asyncio.sleep(random_moment.uniform(0, 0.004))
+            task.cancel()
+        await asyncio.wait(tasks)
+        assert all(task.cancelled() or task.exception() is None for task in tasks)
+    await scene.left_nothing("1,000 cancellations")
+    assert held > 0, "some must have been cancelled inside the body"
+    async with other.lock(0, max_wait_time=0):
+        pass
+
+
+async def _await(operation: Awaitable[Lease]) -> Lease:
+    return await operation
+
+
+def _waits(manager: GpuLockManager) -> bool:
+    """Whether a waiter has its seat and sleeps."""
+    return any(
+        waiter.reply is not None and waiter._woken._waiters
+        for room in manager.parts.rooms.values()
+        for waiter in room._waiters.values()
+    )
+
+
+async def _nobody_connected(client: redis.Redis) -> None:
+    def nobody() -> bool:
+        return not [one for one in client.client_list() if one["name"].startswith("aiogpulock")]
+
+    await eventually(nobody, description="every connection to be closed")
