@@ -55,9 +55,7 @@ def main() -> int:
     started = time.monotonic()
 
     def run(name: str) -> Result:
-        result = run_fault(
-            KINDS[name](), cycles=cycles_of(name, options), seed=options.seed, first=options.first
-        )
+        result = run_fault(KINDS[name](), cycles=cycles_of(name, options), seed=options.seed, first=options.first)
         print(f"{name}: {result.cycles} cycles, {len(result.violations)} violations", file=sys.stderr, flush=True)
         return result
 

@@ -7,8 +7,11 @@ import random
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import redis
 
 from aiogpulock import clock
 from tests.faults.judge import JudgeProcess, Message
@@ -42,37 +45,58 @@ class Arena:
         self.url = server.url
         self.settings = {**SETTINGS, **settings}
         self.config: dict[str, Any] = {}
+        """What each worker is started with, beside url, register and settings."""
+        self.boots: Iterator[str] | None = None
+        """A boot id for each worker, if they are to be on different hosts."""
         self.workers: dict[int, ForkedWorker] = {}
         self.violations: list[str] = []
         self._wanted = workers
         self._all: list[ForkedWorker] = []
+        self._killed: set[int] = set()
         self._directory = Path(tempfile.mkdtemp(prefix="agj-", dir="/tmp"))  # short: a socket path has 103 bytes
+        self._client: redis.Redis | None = None
+        self._client_pid = 0
         self.judge = JudgeProcess(self._directory)
         self._zygote = Zygote()
 
     @property
+    def client(self) -> redis.Redis:
+        """Our own connection, made anew if the server was restarted."""
+        if self._client is None or self._client_pid != self.server.pid:
+            self._client, self._client_pid = self.server.client(), self.server.pid
+        return self._client
+
+    @property
     def lock(self) -> RawLock:
-        return RawLock(self.server.client())
+        return RawLock(self.client)
 
     # workers
 
-    def start(self, *, boot: str = "", **config: Any) -> ForkedWorker:
-        """One more that contends. Another `boot` puts it, for the others, on another host."""
-        full = {"url": self.url, "register": self.judge.path, "settings": self.settings, **self.config, **config}
-        worker = self._zygote.worker(full, {"AIOGPULOCK_BOOT_ID": boot} if boot else {})
+    def start(self) -> ForkedWorker:
+        """One more that contends."""
+        config = {"url": self.url, "register": self.judge.path, "settings": self.settings, **self.config}
+        env = {"AIOGPULOCK_BOOT_ID": next(self.boots)} if self.boots else {}
+        worker = self._zygote.worker(config, env)
         self._all.append(worker)
         self.workers[worker.pid] = worker
         worker.tell("contend")
         return worker
 
-    def fill(self, **config: Any) -> None:
+    def fill(self) -> None:
         """Start as many as are missing."""
         while len(self.workers) < self._wanted:
-            self.start(**config)
+            self.start()
+
+    def retire(self, worker: ForkedWorker) -> None:
+        """End it in order."""
+        worker.let_go()
+        worker.wait()
+        del self.workers[worker.pid]
 
     def bury(self, worker: ForkedWorker) -> None:
         """It was killed: forget it."""
         del self.workers[worker.pid]
+        self._killed.add(worker.pid)
         worker.wait()
 
     # holders
@@ -144,9 +168,17 @@ class Arena:
                 break
 
     def _check_left(self) -> None:
-        with self.server.client() as client:
-            left = [key for key in client.keys("*") if not key.endswith(UNUSED_LOCK_KEEPS)]
+        client = self.client
+        left = [key for key in client.keys("*") if not key.endswith(UNUSED_LOCK_KEEPS)]
+        if all(int(task) in self._killed for task in self.lock.queued_tasks()):
+            # The seat of a waiter that was killed stays until its inbox expires.
+            left = [key for key in left if not key.endswith((":queue", ":waiters"))]
+        names = ["?"]
+        for _ in range(200):  # a proxy takes a moment to close its end
             names = [info["name"] for info in client.client_list() if info["name"].startswith("aiogpulock")]
+            if not names:
+                break
+            time.sleep(0.01)
         if left:
             self.violations.append(f"left: keys {left}")
         if names:

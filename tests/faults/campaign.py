@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import quantiles
 
 from tests.faults.arena import Arena, Stuck
-from tests.faults.kinds import Fault
+from tests.faults.fault import Fault
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Result:
     cycles: int = 0
     violations: list[str] = field(default_factory=list)
     declared: int = 0
-    """Overlaps that the promise excludes: the older holder was frozen past its own deadline, or its data was deleted."""
+    """Overlaps that the promise excludes: the older holder was frozen past its deadline, or its data was deleted."""
     stale: int = 0
     """Writes by stale holders that the register rejected."""
     lost: int = 0
@@ -42,7 +42,8 @@ def run_fault(fault: Fault, *, cycles: int, seed: int, first: int = 0) -> Result
     """`cycles` cycles, numbered from `first`: each draws from its own seed, so that one can be run again alone."""
     result, started = Result(fault.name), time.monotonic()
     with fault.server() as server:
-        arena = Arena(f"{seed}", workers=fault.workers, server=server, settings=fault.settings)
+        arena = Arena(f"{seed}", server=server, settings=fault.settings)
+        arena.config = dict(fault.config)
         try:
             fault.begin(arena)
             arena.fill()
@@ -55,20 +56,23 @@ def run_fault(fault: Fault, *, cycles: int, seed: int, first: int = 0) -> Result
                     break
                 finally:
                     result.cycles += 1
-            fault.end(arena)
             report = arena.finish()
         finally:
             arena.close()
+            fault.end(arena)
     judged = report["violations"]
-    if fault.declared:
-        overlaps = [each for each in judged if each.startswith("overlap")]
-        judged = [each for each in judged if each not in overlaps]
-        report["overlaps"] += len(overlaps)
-        if not report["overlaps"]:
-            judged.append("did not bite: no overlap was seen, though this fault is declared to cause them")
+    if fault.must_bite == "overlaps":
+        declared = [each for each in judged if each.startswith(("overlap", "regression: wrote"))]
+        judged = [each for each in judged if each not in declared]
+        report["overlaps"] += len(declared)
+    if fault.must_bite and cycles and not report[fault.must_bite]:
+        judged.append(f"did not bite: no {fault.must_bite} seen, though this fault is declared to cause them")
     result.violations += judged + arena.violations
     result.violations += [
-        f"broken: {event['traceback']}" for worker in arena._all for event in worker.events if event["event"] == "broken"
+        f"broken: {event['traceback']}"
+        for worker in arena._all
+        for event in worker.events
+        if event["event"] == "broken"
     ]
     result.declared, result.stale, result.entries = report["overlaps"], report["stale"], report["entries"]
     result.lost, result.seconds = arena.count("lost"), time.monotonic() - started

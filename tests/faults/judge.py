@@ -1,8 +1,8 @@
 """A fencing register that also judges: ``python -m tests.faults.judge PATH``.
 
-Whoever believes to hold the lock enters with its token and with `until`, the time up to which it believes so: the local
-deadline of its lease, on the clock that all processes of a machine share. It repeats both with each write. From that the
-judge tells violations from what is declared: a holder that was inside past its own `until` was frozen.
+Whoever believes to hold the lock enters with its token and with `until`, the time up to which it believes so: the
+local deadline of its lease, on the clock that all processes of a machine share. It repeats both with each write. From
+that the judge tells violations from what is declared: a holder that was inside past its own `until` was frozen.
 
 The judge also says how long each holder stays, and keeps one captive on request, so that a fault hits a holder.
 """
@@ -99,7 +99,7 @@ class Judge:
         self.stale += 1
         if message["until"] > now:
             self.violations.append(
-                f"regression: {message['token']} {did} after {self.highest}, and believed to hold for "
+                f"regression: {did} {message['token']} after {self.highest}, believing to hold for "
                 f"{message['until'] - now:.3f} s more"
             )
 

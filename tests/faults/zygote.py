@@ -1,7 +1,7 @@
 """Starts workers by fork from a process that has imported everything: 10 ms each, not half a second.
 
-``python -m tests.faults.zygote FD`` reads requests from a unix socket and answers each with the pid of the worker. It has one
-thread and no event loop, so that its children begin clean.
+``python -m tests.faults.zygote FD`` reads requests from a unix socket and answers each with the pid of the worker. It has
+one thread and no event loop, so that its children begin clean.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ import socket
 import subprocess
 import sys
 import traceback
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import tests.faults.contender
-from tests.workers import ROOT, Worker
+from tests.helpers import wait_until
+from tests.workers import ROOT, Event, Worker
 
 
 class Forked:
-    """A worker of the zygote, with what `Worker` uses of `subprocess.Popen`. It is not our child: signals go by pidfd."""
+    """A worker of the zygote, with what `Worker` uses of `subprocess.Popen`. Not our child: signals go by pidfd."""
 
     def __init__(self, pid: int, stdin: BinaryIO, stdout: BinaryIO) -> None:
         self.pid = pid
@@ -103,6 +105,18 @@ class ForkedWorker(Worker):
         with contextlib.suppress(OSError):
             self._process.stdin.close()
 
+    def said_since(self, event: str, since: float, timeout: float = 30.0) -> Event:
+        """The first event of this kind at that time or later."""
+        return (
+            wait_until(
+                lambda: next((e for e in list(self.events) if e["event"] == event and e["at"] >= since), None),
+                description=f"{event!r} of worker {self.pid}",
+                timeout=timeout,
+                interval=0.002,
+            )
+            or {}
+        )
+
     def stop(self) -> None:
         """SIGSTOP; returns when the process is stopped."""
         self.signal(signal.SIGSTOP)
@@ -112,8 +126,7 @@ class ForkedWorker(Worker):
 
 def _state(pid: int) -> str:
     try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return "X"
 
