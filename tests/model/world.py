@@ -434,7 +434,7 @@ class Rules:
     # the suffix without faults --------------------------------------------------------------------------------
 
     def prompt_step(self, world: World) -> tuple[str, World, str] | None:
-        """The next step where nothing fails and nobody is late; None when all is over. A tick only if nobody can act."""
+        """The next step where nothing fails and nobody is late; None when all is over. Ticks if nobody can act."""
         if world.notes:
             return next(self.deliver(world, world.notes[0]))
         if world.flights:
