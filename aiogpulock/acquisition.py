@@ -91,10 +91,8 @@ class Acquisition:
         try:
             async with asyncio.timeout(self._settings.max_wait_time or None):
                 return await self._until_held()
-        except (
-            QueueFullError,
-            LockTimeoutError,
-        ):  # Redis refused it: there is no seat, unless an earlier call made one
+        except (QueueFullError, LockTimeoutError):
+            # Redis refused it: there is no seat, unless an earlier call made one.
             if self._in_doubt:
                 await finish(lambda: self._withdraw("cancelled"))
             raise
@@ -142,6 +140,7 @@ class Acquisition:
 
     async def _ask(self) -> AcquireReply | None:
         """One call of acquire.lua; None if Redis is away and the waiter is to be woken to try again."""
+        self._manager.check_usable()
         self._sent_at = clock.now()
         try:
             reply = await self._manager.scripts.acquire(

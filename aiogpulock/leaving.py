@@ -53,7 +53,7 @@ async def finish(step: Callable[[], Awaitable[T]]) -> T:
 
 async def leave(manager: GpuLockManager, hold: Hold, reason: str, clean_up: CleanUp | None = None) -> Released | None:
     """End a hold. Answers what Redis said; None if it could not be reached: the lease then ends by its deadline."""
-    if hold.state == "released":
+    if hold.state == "released" or manager.forked:
         return None
     try:
         if clean_up is not None:

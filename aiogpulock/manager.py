@@ -118,9 +118,14 @@ class GpuLockManager:
         return self
 
     @property
+    def forked(self) -> bool:
+        """Carried into a forked process: its connections and its leases are the parent's."""
+        return self._pid != os.getpid()
+
+    @property
     def unusable(self) -> bool:
         """Closed, or carried into a forked process."""
-        return self._closed or self._pid != os.getpid()
+        return self._closed or self.forked
 
     async def status(self) -> list[LockSnapshot]:
         """Every known lock: holder, age, queue, deadline. Raises `RedisUnavailableError`."""
@@ -169,7 +174,7 @@ class GpuLockManager:
 
     async def started(self) -> _Parts:
         """Connect on first use. Raises `RedisUnavailableError`, `AuthenticationError`, `ServerTooOldError`."""
-        self._check_usable()
+        self.check_usable()
         if self._parts is not None:
             return self._parts
         async with self._starting:
@@ -276,7 +281,8 @@ class GpuLockManager:
 
     # start and end
 
-    def _check_usable(self) -> None:
+    def check_usable(self) -> None:
+        """Raise `ManagerClosedError` if nothing can be acquired here any more, or not from here."""
         if self._closed:
             raise ManagerClosedError("this GpuLockManager is closed: make a new one")
         if self._pid != os.getpid():
@@ -364,7 +370,10 @@ class GpuLockManager:
             logger.warning("the embedded server cannot be started again now: %s", error)
 
     async def _close_parts(self) -> None:
+        if self._parts is not None:
+            await self._parts.end_waiting()
         for hold in self.holds.all():
+            hold.lose("manager_closed")  # a body must not go on unprotected
             await leave(self, hold, "leaked")
         if self._parts is not None:
             await self._parts.close()
@@ -470,6 +479,14 @@ class _Parts:
         """A holder without an inbox learns of a restart only by its beats: they must come within the grace."""
         grace = self._manager.settings.gpu_lock.restart_grace
         return float("inf") if self.inbox.healthy or grace == 0 else grace / 2
+
+    async def end_waiting(self) -> None:
+        """Waiters find the manager closed, and leave the queue while there are connections."""
+        deadline = time.monotonic() + self._manager.connect_timeout
+        while any(len(room) for room in self.rooms.values()) and time.monotonic() < deadline:
+            for room in self.rooms.values():
+                room.wake_all()
+            await asyncio.sleep(0.002)
 
     async def close(self) -> None:
         for room in self.rooms.values():

@@ -95,6 +95,7 @@ class RedisClient:
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
         self._answered_at = 0.0
+        self._closed = False
 
     @property
     def open_connections(self) -> int:
@@ -166,7 +167,10 @@ class RedisClient:
             raise
         finally:
             self._busy.discard(connection)
-        self._idle.append(connection)
+        if self._closed:
+            abort(connection)  # a release that outlived its manager
+        else:
+            self._idle.append(connection)
         self._answered_at = time.monotonic()
         return replies
 
@@ -183,6 +187,7 @@ class RedisClient:
 
     async def close(self) -> None:
         """Close every connection; commands under way fail. A cancellation cannot leave one open."""
+        self._closed = True
         self._close_idle()
         for connection in self._busy:
             abort(connection)

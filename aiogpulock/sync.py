@@ -39,42 +39,45 @@ _thread: threading.Thread | None = None
 
 def _running_portal() -> BlockingPortal:
     """The background event loop; after a fork the child starts its own."""
-    global _portal, _portal_pid, _thread
+    global _portal, _portal_pid
     with _mutex:
         if _portal is None or _portal_pid != os.getpid():
-            started: Future[BlockingPortal] = Future()
-            _thread = threading.Thread(target=_run_portal, args=(started,), name="aiogpulock-sync", daemon=True)
-            _thread.start()
-            _portal = started.result()
-            _portal_pid = os.getpid()
+            _portal, _portal_pid = _start(), os.getpid()
             atexit.register(close)
         return _portal
 
 
-def _run_portal(started: Future[BlockingPortal]) -> None:
-    """Not `anyio.from_thread.start_blocking_portal`: in a forked child, where its thread is not, dropping it hangs."""
+def _start() -> BlockingPortal:
+    """Not `start_blocking_portal`: in a forked child its context would wait, when dropped, for the parent's thread."""
+    global _thread
+    started: Future[BlockingPortal] = Future()
 
     async def serve() -> None:
         async with BlockingPortal() as portal:
             started.set_result(portal)
             await portal.sleep_until_stopped()
 
-    try:
-        anyio.run(serve)
-    except BaseException as error:
-        if started.done():
-            raise
-        started.set_exception(error)
+    def run() -> None:
+        try:
+            anyio.run(serve)
+        except BaseException as error:
+            if started.done():
+                raise
+            started.set_exception(error)
+
+    _thread = threading.Thread(target=run, name="aiogpulock-sync", daemon=True)
+    _thread.start()
+    return started.result()
 
 
 def close() -> None:
-    """End the background thread; what is still held is released. The next use starts a new one."""
+    """End the background thread: what is held is released, who waits is cancelled. The next use starts a new one."""
     global _portal
     with _mutex:
         portal, _portal = _portal, None
-        if portal is not None and _thread is not None and _portal_pid == os.getpid():
+        if portal is not None and _portal_pid == os.getpid() and _thread is not None:
             with suppress(RuntimeError):  # it has ended
-                portal.call(portal.stop)
+                portal.call(portal.stop, True)
             _thread.join()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -61,7 +62,7 @@ def test_twenty_killed_holders_in_a_row_are_each_replaced_at_once(
         worker.tell("acquire", name=str(number))
         wait_until(lambda number=number: len(lock.queue) == number, description=f"{number} waiters in the queue")
     delays = []
-    for dying, following in zip(workers, workers[1:], strict=False):
+    for dying, following in itertools.pairwise(workers):
         killed_at = dying.kill()
         delays.append(following.expect("held")["at"] - killed_at)
     assert max(delays) < 2, delays

@@ -143,7 +143,7 @@ def test_a_waiter_stays_a_waiter_while_redis_is_away(
 def test_a_holder_is_told_of_its_loss_by_its_own_deadline_while_redis_is_away(
     own_server: RealServer, lone_crew: Crew
 ) -> None:
-    holder = lone_crew.start(own_server.url, heartbeat={"interval": 0.5, "timeout": 3}, **{"restart_grace": GRACE})
+    holder = lone_crew.start(own_server.url, heartbeat={"interval": 0.5, "timeout": 3}, restart_grace=GRACE)
     holder.tell("acquire", name="holder")
     holder.expect("held")
     own_server.kill()

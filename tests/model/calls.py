@@ -166,6 +166,10 @@ class Caller:
         notes = tuple(note for m in outcome.messages if m.receivers for note in self._notes(m.channel, m.payload))
         granted = after.holder is not None and after.holder.token >= NEW
         fault = self._order_broken(before, after, inboxes, call) if granted else ""
+        if call.name == "heartbeat" and after.holder and before.holder is None:
+            fault = "a beat made a lock"
+        if refuse and outcome.error and outcome.messages:
+            fault = f"a call whose writes were refused published {outcome.messages[0].payload}"
         return Result(_reply(call.name, outcome.reply), self.number(after), notes, fault)
 
     def inbox(self, client: int) -> str:
@@ -198,7 +202,8 @@ class Caller:
             case "release":
                 return (*terms, name, token, "normal")
             case "withdraw":
-                return (*terms, name, "timeout")
+                # What a message made a manager withdraw must belong to its inbox.
+                return (*terms, name, "timeout", self.inbox(call.client) if call.mode == "told" else "")
             case "heartbeat":
                 return (0, 0, "", name, token, *lease)
             case "reassert":
@@ -210,7 +215,7 @@ class Caller:
                 raise AssertionError(call)
 
     def _order_broken(self, before: State, after: State, subscribed: frozenset[str], call: Call) -> str:
-        """First come, first served, but for waiters that could not be given the lock. Names one that was passed over."""
+        """First come, first served, but for waiters that could not take the lock. Names one that was passed over."""
         assert after.holder
         given = after.holder.id
         unclaimed = before.holder if before.holder and before.holder.phase == "granted" else None

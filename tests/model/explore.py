@@ -153,10 +153,7 @@ class Explorer:
             inbox = state.inbox(seat.inbox) if seat else None
             if client.phase != WAIT or client.turn != turn or not inbox or not inbox.expires:
                 continue
-            if inbox.mode == "poll":
-                able = inbox.next_check + POLL_SLACK > 0
-            else:
-                able = not inbox.deaf and client.subscribed
+            able = inbox.next_check + POLL_SLACK > 0 if inbox.mode == "poll" else not inbox.deaf and client.subscribed
             if able:
                 return f"the lock is free and {queued} could have it, but nobody tells it"
         return ""
@@ -174,7 +171,7 @@ class Explorer:
             )
             if value
         ]  # fmt: skip
-        return f"nobody is there, but {', '.join(left)} stayed: {state}" if left else ""
+        return f"nobody is there, but {', '.join(left)} stayed" if left else ""
 
     def _came_after_its_end(self, world: World, state: State) -> bool:
         """An end was forgotten with the data, so a seat or lease is back, by the old copy or by a delayed acquire.

@@ -62,21 +62,23 @@ class ScriptRunner:
         self._lua = lupa.LuaRuntime(encoding="latin-1", unpack_returned_tuples=True, register_eval=False)
         self._session: Session | None = None
         compile_chunk, self._run = self._lua.eval(_HARNESS)(self._call, encode_json)
-        self._chunks = {}
-        for name in SCRIPTS:
-            source = load_script(name).source.decode("latin-1")
-            self._chunks[name] = compile_chunk(edit(name, source) if edit else source, "@" + name)
-        self._keys_table = self._lua.table_from([key.decode() for key in self.keys.script_keys])
+        self.sources = {name: load_script(name).source.decode("latin-1") for name in SCRIPTS}
+        if edit:
+            self.sources = {name: edit(name, source) for name, source in self.sources.items()}
+        self._chunks = {name: compile_chunk(source, "@" + name) for name, source in self.sources.items()}
+        self._key_names = [key.decode() for key in self.keys.script_keys]
+        self._keys_table = self._lua.table_from(self._key_names)
         self._argv: dict[tuple[Any, ...], Any] = {}
 
-    def run(self, name: str, arguments: Sequence[Any], session: Session) -> Outcome:
-        """Run a script with ARGV `arguments` on `session`."""
+    def run(self, name: str, arguments: Sequence[Any], session: Session, more_keys: Sequence[str] = ()) -> Outcome:
+        """Run a script with ARGV `arguments` on `session`. `more_keys` follow the lock's own, for edited scripts."""
         key = tuple(arguments)
         argv = self._argv.get(key)
         if argv is None:
             argv = self._argv[key] = self._lua.table_from(texts(key))
+        keys = self._lua.table_from([*self._key_names, *more_keys]) if more_keys else self._keys_table
         self._session = session
-        ok, reply = self._run(self._chunks[name], self._keys_table, argv)
+        ok, reply = self._run(self._chunks[name], keys, argv)
         self._session = None
         if not ok:
             return Outcome([], session, str(reply))

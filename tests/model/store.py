@@ -317,4 +317,4 @@ def command_text(value: Any) -> str:
 
 
 def texts(values: Sequence[Any]) -> list[str]:
-    return [command_text(value) for value in values]
+    return [value if type(value) is str else command_text(value) for value in values]

@@ -67,6 +67,7 @@ class Rules:
         self.config = config
         self.caller = Caller(config, edit)
         self.full = config.lease - config.margin
+        self._left: dict[tuple[Faults, str], Faults] = {}
         self._known_parts: dict[int, tuple[tuple[Rank, ...], tuple[Rank, ...], Rank]] = {}
         self.start = World(
             self.caller.empty,
@@ -143,11 +144,10 @@ class Rules:
         client = world.clients[index]
         call = Call("release", index, client.turn, client.token)
         leaving = _with(world, index, client._replace(phase=RELEASING, timer=0, flag=CALM))
-        for text, after, fault in self._send(leaving, call, sure=client.phase == HELD):
-            yield text, after, fault
+        yield from self._send(leaving, call, sure=client.phase == HELD)
 
     def leave(self, world: World, index: int) -> Iterator[Step]:
-        yield from self._send(world, Call("withdraw", index, world.clients[index].turn))
+        yield from self._send(world, Call("withdraw", index, world.clients[index].turn, mode="own"))
 
     def resubscribe(self, world: World, index: int) -> Step:
         """The inbox is connected again; its owner re-reads the state at once."""
@@ -174,7 +174,7 @@ class Rules:
             yield text, rest, ""
         else:
             # Not waited for any more: it is handed on.
-            for then, after, fault in self._send(rest, Call("withdraw", note.client, note.turn)):
+            for then, after, fault in self._send(rest, Call("withdraw", note.client, note.turn, mode="told")):
                 yield f"{text}; {then}", after, fault
 
     # calls ----------------------------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ class Rules:
             yield f"{text}: sent, not run yet", self._seal(sent._replace(flights=flights)), ""
         if world.faults.refuse:
             refused = self._run(world, call, refuse=True)
-            if refused.notes or refused.state != world.state:
+            if refused.fault or refused.notes or refused.state != world.state:
                 after, fault = self._ran(self._spend(world, "refuse"), call, refused)
                 yield f"{text}: the server refuses the write", self._seal(after), fault
 
@@ -403,7 +403,7 @@ class Rules:
         """A message waits to be read, a check, a beat, or the repetition of a call that was not answered."""
         if world.notes:
             return True
-        waiting_for_replies = {flight.call.client for flight in world.flights if flight.awaited}
+        waiting_for_replies = world.flights and {flight.call.client for flight in world.flights if flight.awaited}
         for index, client in enumerate(world.clients):
             if index in waiting_for_replies:
                 continue
@@ -420,12 +420,13 @@ class Rules:
     def tick(self, world: World) -> World:
         clients = []
         for client in world.clients:
-            if client.timer and client.phase in (WAIT, HELD):
-                client = client._replace(timer=client.timer - 1)
-                if client.phase == HELD and not client.timer:
-                    client = client._replace(phase=RELEASING, flag=CALM)
+            phase, turn, subscribed, timer, token, arrival, flag = client
+            if timer and (phase in (WAIT, HELD)):
+                if phase == HELD and timer == 1:
+                    phase, flag = RELEASING, CALM
+                client = Client(phase, turn, subscribed, timer - 1, token, arrival, flag)
             clients.append(client)
-        flights = tuple(f._replace(age=min(f.age + 1, self.full)) for f in world.flights)
+        flights = world.flights and tuple(f._replace(age=min(f.age + 1, self.full)) for f in world.flights)
         saved = self.caller.later(world.saved) if world.saved >= 0 else -1
         state = self.caller.later(world.state)
         return World(state, tuple(clients), world.notes, flights, world.faults, world.top, saved)
@@ -433,7 +434,7 @@ class Rules:
     # the suffix without faults --------------------------------------------------------------------------------
 
     def prompt_step(self, world: World) -> tuple[str, World, str] | None:
-        """The next step where nothing fails and nobody is late; None when all is over. A tick only if nobody can act."""
+        """The next step where nothing fails and nobody is late; None when all is over. Ticks if nobody can act."""
         if world.notes:
             return next(self.deliver(world, world.notes[0]))
         if world.flights:
@@ -455,7 +456,11 @@ class Rules:
     # canonical worlds -----------------------------------------------------------------------------------------
 
     def _spend(self, world: World, fault: str) -> World:
-        return world._replace(faults=world.faults._replace(**{fault: getattr(world.faults, fault) - 1}))
+        key = (world.faults, fault)
+        left = self._left.get(key)
+        if left is None:
+            left = self._left[key] = world.faults._replace(**{fault: getattr(world.faults, fault) - 1})
+        return World(world.state, world.clients, world.notes, world.flights, left, world.top, world.saved)
 
     def _without(self, world: World, note: Note) -> World:
         return world._replace(notes=tuple(n for n in world.notes if n != note))
@@ -502,28 +507,28 @@ class Rules:
         return World(
             self.caller.rerank(world.state, tokens, arrivals),
             tuple(
-                c._replace(token=token.get(c.token, c.token), arrival=arrival.get(c.arrival, 0))
+                Client(*c[:4], token.get(c.token, c.token), arrival.get(c.arrival, 0), c.flag)
                 if c.token or c.arrival
                 else c
                 for c in world.clients
             ),
-            tuple(sorted(n._replace(value=token.get(n.value, n.value)) for n in world.notes)),
-            tuple(
-                f._replace(
-                    call=f.call._replace(
-                        token=token.get(f.call.token, f.call.token), arrival=arrival.get(f.call.arrival, 0)
-                    )
-                )
-                for f in world.flights
-            ),
+            world.notes and tuple(sorted(n._replace(value=token.get(n.value, n.value)) for n in world.notes)),
+            world.flights and tuple(sorted(_reranked(flight, token, arrival) for flight in world.flights)),
             world.faults,
             token.get(world.top, 0),
             self.caller.rerank(world.saved, tokens, arrivals) if world.saved >= 0 else -1,
         )
 
 
+def _reranked(flight: Flight, token: dict[Rank, int], arrival: dict[Rank, int]) -> Flight:
+    call = flight.call
+    call = call._replace(token=token.get(call.token, call.token), arrival=arrival.get(call.arrival, 0))
+    return flight._replace(call=call)
+
+
 def _with(world: World, index: int, client: Client) -> World:
-    return world._replace(clients=_put(world.clients, index, client))
+    clients = _put(world.clients, index, client)
+    return World(world.state, clients, world.notes, world.flights, world.faults, world.top, world.saved)
 
 
 def _put(clients: tuple[Client, ...], index: int, client: Client) -> tuple[Client, ...]:

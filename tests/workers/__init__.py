@@ -24,8 +24,8 @@ Event = dict[str, Any]
 class Worker:
     """One process of ``python -m tests.workers``.
 
-    It reads commands from stdin and reports events on stdout, JSON lines both. Every event has `event`, and `at`: seconds on
-    the clock of `aiogpulock.clock`, the same for all processes of a machine.
+    It reads commands from stdin and reports events on stdout, JSON lines both. Every event has `event`, and `at`:
+    seconds on the clock of `aiogpulock.clock`, the same for all processes of a machine.
     """
 
     def __init__(self, program: str, config: dict[str, Any], env: dict[str, str]) -> None:
@@ -33,7 +33,7 @@ class Worker:
         self.events: list[Event] = []
         self._seen = 0
         self._changed = threading.Condition()
-        self._stderr = tempfile.TemporaryFile()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         self._process = self._spawn(config, env)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -41,8 +41,7 @@ class Worker:
     def _spawn(self, config: dict[str, Any], env: dict[str, str]) -> Any:
         """A `subprocess.Popen`, or what behaves like one."""
         return subprocess.Popen(
-            [sys.executable, "-X", "dev", "-W", "ignore::DeprecationWarning", "-m", "tests.workers", self.program]
-            + [json.dumps(config)],
+            [sys.executable, "-X", "dev", "-m", "tests.workers", self.program, json.dumps(config)],
             env={**os.environ, "PYTHONPATH": str(ROOT), **env},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

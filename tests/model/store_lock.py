@@ -1,0 +1,79 @@
+"""The shipped scripts called one by one on the model's store, with a clock that the test moves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from tests.model.runner import ScriptRunner
+from tests.model.store import Session, Store
+
+START_US = 1_800_000_000_000_000
+PROCESS = '{"pid":1}'
+
+
+class StoreLock:
+    """One lock. Times in ms; `edit` plants a bug in the scripts."""
+
+    def __init__(self, edit: Callable[[str, str], str] | None = None) -> None:
+        self.runner = ScriptRunner(edit=edit)
+        self.store = Store()
+        self.now_us = START_US
+        self.inboxes: set[str] = set()
+        self.messages: list[dict[str, Any]] = []
+        """What the last call published, to whom it reached."""
+        self.window, self.grace = 2000, 5000
+
+    def advance(self, ms: float) -> None:
+        self.now_us += round(ms * 1000)
+
+    def call(self, name: str, *arguments: Any) -> list[Any]:
+        self.now_us += 1
+        session = Session(self.store, self.now_us, frozenset(self.inboxes))
+        outcome = self.runner.run(name, (self.window, self.grace, "", *arguments), session)
+        assert not outcome.error, outcome.error
+        self.store = outcome.store
+        self.messages = [json.loads(m.payload) for m in outcome.messages if m.receivers]
+        return outcome.reply
+
+    def acquire(self, waiter: str, **changed: Any) -> list[Any]:
+        """The keywords are ARGV by name. The waiter's inbox is its own, and listens, unless told otherwise."""
+        arguments: dict[str, Any] = {
+            "hint": 0, "inbox": f"inbox-{waiter}", "mode": "push", "next_check": 30_000, "expires": 90_000,
+            "lease": 60_000, "ttl": 600_000, "arrival": 0, "priority": 0, "most": -1, "may_wait": 1, "task": "train",
+            "process": PROCESS,
+        }  # fmt: skip
+        return self.call("acquire", waiter, *{**arguments, **changed}.values())
+
+    def beat(self, holder: str, token: int) -> list[Any]:
+        return self.call("heartbeat", holder, token, 60_000, 600_000)
+
+    def reassert(self, holder: str, token: int) -> list[Any]:
+        lease = (60_000, 600_000)
+        return self.call("reassert", holder, token, *lease, f"inbox-{holder}", "train", PROCESS, self.now_us, 0)
+
+    def release(self, holder: str, token: int) -> list[Any]:
+        return self.call("release", holder, token, "normal")
+
+    def withdraw(self, waiter: str) -> list[Any]:
+        return self.call("withdraw", waiter, "timeout", "")
+
+    def resume(self) -> list[Any]:
+        return self.call("resume")
+
+    def lapse(self, part: str) -> None:
+        """The key of that part goes, as when it expires."""
+        key = f"{{{self.runner.keys.lock}}}:{part}"
+        self.store = self.store._replace(entries=tuple(entry for entry in self.store.entries if entry[0] != key))
+
+    def granted(self) -> tuple[str, int]:
+        """Whom the last call's message gave the lock, and the token."""
+        grants = [(m["id"], m["token"]) for m in self.messages if m.get("type") == "grant"]
+        assert len(grants) == 1, f"not one grant: {self.messages}"
+        return grants[0]
+
+    def holder(self) -> dict[str, str]:
+        """The holder's record."""
+        key = f"{{{self.runner.keys.lock}}}:holder"
+        return next((dict(entry.value) for name, entry in self.store.entries if name == key), {})

@@ -1,0 +1,158 @@
+"""Rules of the scripts that one short history shows, on the model's store. Planted bugs are held against them too."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.model.store_lock import StoreLock
+
+
+@pytest.fixture
+def lock() -> StoreLock:
+    return StoreLock()
+
+
+def test_a_waiter_gets_the_lock_by_a_message_and_claims_it_by_the_token(lock: StoreLock) -> None:
+    lock.inboxes = {"inbox-b"}
+    _, token, *_ = lock.acquire("a")
+    assert lock.acquire("b")[:2] == ["waiting", 1]
+    assert lock.release("a", token) == ["released", 0]
+    waiter, granted = lock.granted()
+    assert waiter == "b"
+    assert granted > token
+    assert lock.acquire("b", hint=granted)[:2] == ["held", granted]
+
+
+def test_a_claim_of_an_older_grant_is_stale(lock: StoreLock) -> None:
+    lock.inboxes = {"inbox-b"}
+    _, token, *_ = lock.acquire("a")
+    lock.acquire("b")
+    lock.release("a", token)
+    _, old = lock.granted()
+    lock.advance(2000)
+    lock.acquire("c", may_wait=0)  # b's window is over: c gets the lock
+    assert lock.acquire("b")[0] == "waiting"
+    lock.release("c", int(lock.holder()["token"]))
+    _, new = lock.granted()
+    assert lock.acquire("b", hint=old) == ["stale"]
+    assert lock.acquire("b", hint=new)[:2] == ["held", new]
+
+
+def test_a_released_token_is_never_reasserted_even_when_the_outcome_is_forgotten(lock: StoreLock) -> None:
+    _, token, *_ = lock.acquire("a")
+    lock.release("a", token)
+    lock.lapse("done")
+    assert lock.reassert("a", token)[0] == "other"
+    assert lock.holder() == {}
+
+
+def test_a_forgotten_token_that_was_released_is_never_reasserted(lock: StoreLock) -> None:
+    token = lock.now_us
+    assert lock.release("a", token) == ["released", 0]  # the server had lost its data
+    lock.lapse("done")
+    assert lock.reassert("a", token)[0] == "other"
+
+
+def test_many_unreachable_waiters_do_not_hide_the_one_behind_them(lock: StoreLock) -> None:
+    _, token, *_ = lock.acquire("a")
+    for number in range(1200):
+        lock.acquire(f"gone-{number}", inbox=f"nobody-{number}")
+    lock.inboxes = {"inbox-b"}
+    lock.acquire("b")
+    _, more = lock.release("a", token)
+    calls = 0
+    while more and calls < 10:
+        _, more = lock.resume()
+        calls += 1
+    assert lock.granted()[0] == "b"
+
+
+def test_a_waiter_with_a_shorter_lease_does_not_reap_another_ones(lock: StoreLock) -> None:
+    _, token, *_ = lock.acquire("a")
+    lock.advance(5000)
+    assert lock.acquire("b", lease=1000)[0] == "waiting"
+    assert lock.beat("a", token) == ["renewed"]
+
+
+def test_two_tokens_within_100_microseconds_differ(lock: StoreLock) -> None:
+    seen = 0
+    for number in range(20):
+        _, token, *_ = lock.acquire(f"a{number}")
+        assert token > seen
+        seen = token
+        lock.release(f"a{number}", token)
+
+
+def test_a_message_names_the_token_to_the_microsecond(lock: StoreLock) -> None:
+    lock.inboxes = {"inbox-b"}
+    _, token, *_ = lock.acquire("a")
+    lock.acquire("b")
+    lock.release("a", token)
+    assert lock.granted() == ("b", int(lock.holder()["token"]))
+
+
+def test_a_frozen_waiter_costs_one_window_in_all_and_keeps_its_place(lock: StoreLock) -> None:
+    lock.inboxes = {"inbox-frozen", "inbox-b", "inbox-c"}
+    _, token, *_ = lock.acquire("a")
+    for waiter in ("frozen", "b", "c"):
+        lock.acquire(waiter)
+    lock.release("a", token)
+    assert lock.granted()[0] == "frozen"
+    lock.advance(2000)
+    _, token, *_ = lock.acquire("b")
+    lock.release("b", token)
+    assert lock.granted()[0] == "c"
+    _, token, *_ = lock.acquire("c")
+    assert lock.acquire("frozen")[:2] == ["waiting", 1]
+    lock.release("c", token)
+    assert lock.granted()[0] == "frozen"
+
+
+def test_a_polling_waiter_is_overdue_two_seconds_after_its_check(lock: StoreLock) -> None:
+    lock.inboxes = {"inbox-b"}
+    _, token, *_ = lock.acquire("a")
+    lock.acquire("polls", mode="poll", next_check=1000)
+    lock.acquire("b")
+    lock.advance(3000)
+    lock.release("a", token)
+    assert lock.granted()[0] == "b"
+
+
+def test_a_grant_that_nobody_received_leaves_the_lock_free(lock: StoreLock) -> None:
+    _, token, *_ = lock.acquire("a")
+    lock.acquire("b")
+    lock.release("a", token)
+    assert lock.holder() == {}
+    assert lock.acquire("c", may_wait=0)[0] == "held"
+
+
+def test_a_grant_after_a_crash_is_dirty_until_a_holder_releases(lock: StoreLock) -> None:
+    lock.acquire("a")
+    lock.advance(60_000)
+    _, token, dirty, _ = lock.acquire("b")
+    assert dirty == "1"
+    lock.release("b", token)
+    assert lock.acquire("c")[2] == ""
+
+
+def test_a_claimed_lease_that_old_data_shows_as_a_grant_becomes_a_lease_again(lock: StoreLock) -> None:
+    lock.inboxes = {"inbox-b"}
+    _, token, *_ = lock.acquire("a")
+    lock.acquire("b")
+    lock.release("a", token)
+    _, token = lock.granted()
+    before_the_claim = lock.store
+    lock.acquire("b", hint=token)
+    lock.store = before_the_claim
+    assert lock.beat("b", token) == ["missing"]
+    assert lock.reassert("b", token) == ["renewed"]
+    assert lock.holder()["phase"] == "held"
+
+
+def test_a_fresh_claim_of_a_dead_holders_lock_waits_out_the_deadline(lock: StoreLock) -> None:
+    lock.acquire("a")
+    lock.advance(59_999)
+    reply = lock.acquire("b")
+    assert reply[0] == "waiting"
+    lock.advance(reply[4])
+    assert lock.acquire("b")[0] == "held"

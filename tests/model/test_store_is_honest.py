@@ -1,0 +1,240 @@
+"""The model's store does what a server does: the same scripts on both, the same replies, messages and keys."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import redis
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+
+from tests.model.runner import ScriptRunner
+from tests.model.store import Entry, Session, Store
+from tests.servers import RealServer
+
+START_MS = 1_800_000_000_000
+IDS = ("a", "b", "c", "d")
+INBOXES = ("inbox-1", "inbox-2", "inbox-3")
+LEASE_MS, TTL_MS, WINDOW_MS, GRACE_MS, EXPIRES_MS = 60_000, 600_000, 2000, 5000, 90_000
+PTTL_SLACK_MS = 60_000
+"""The server's keys grow older by themselves, so their times to live are compared roughly."""
+
+REPLACED = {
+    "local clock = redis.call('TIME')": "local clock = {KEYS[10]:match('^(%d+) (%d+)$')}",
+    "redis.pcall('INFO', 'server')": "KEYS[11]",
+}
+"""The clock and the server's identity move by themselves on a real server: here both sides are told them."""
+
+ids, inboxes = st.sampled_from(IDS), st.sampled_from(INBOXES)
+
+
+def told(name: str, source: str) -> str:
+    for search, replacement in REPLACED.items():
+        assert source.count(search) == 1, (name, search)
+        source = source.replace(search, replacement)
+    return source
+
+
+class Both:
+    """The store and a server. No key expires by itself within a test: `lapse` does it on both."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client = client
+        self.client.flushall()
+        self.store = Store()
+        self.now_us = START_MS * 1000
+        self.run_number, self.started_ms = 1, 0
+        self.runner = ScriptRunner(edit=told)
+        self.keys = [key.decode() for key in self.runner.keys.script_keys]
+        self.listeners: dict[str, redis.client.PubSub] = {}
+
+    def listen(self, inbox: str, *, listens: bool) -> None:
+        known = self.listeners.pop(inbox, None)
+        if known is not None:
+            known.close()
+            while self.client.pubsub_numsub(inbox)[0][1]:
+                pass  # the server learns of it a moment later
+        if listens:
+            listener = self.listeners[inbox] = self.client.pubsub()
+            listener.subscribe(inbox)
+            assert listener.get_message(timeout=5)["type"] == "subscribe"
+
+    def run(self, name: str, *arguments: Any) -> list[Any]:
+        """Run on both and compare; answers the reply."""
+        self.now_us += 7
+        session = Session(self.store, START_MS * 1000, frozenset(self.listeners))
+        told = self._clock(), self._info()
+        ours = self.runner.run(name, arguments, session, told)
+        theirs = self.client.eval(*_raw(self.runner.sources[name], 11, *self.keys, *told, *arguments))
+        assert not ours.error, ours.error
+        self.store = ours.store
+        if name == "snapshot":
+            assert abs(theirs.pop(3) - ours.reply.pop(3)) < PTTL_SLACK_MS
+        assert theirs == ours.reply, f"{name}{arguments}"
+        assert self._received() == {(m.channel, m.payload) for m in ours.messages if m.receivers}
+        self._compare_keys(session)
+        return ours.reply
+
+    def delete(self, key: str) -> None:
+        self.client.delete(key)
+        self.store = self.store._replace(entries=tuple(e for e in self.store.entries if e[0] != key))
+
+    def set(self, key: str, value: str) -> None:
+        self.delete(key)
+        self.client.set(key, value)
+        entry = Entry("string", value)
+        self.store = self.store._replace(entries=(*self.store.entries, (key, entry)))
+
+    def _clock(self) -> str:
+        return f"{self.now_us // 1_000_000} {self.now_us % 1_000_000}"
+
+    def _info(self) -> str:
+        uptime = (self.now_us // 1000 - self.started_ms) // 1000
+        return f"# Server\r\nrun_id:{self.run_number:040x}\r\nuptime_in_seconds:{uptime}\r\n"
+
+    def _received(self) -> set[tuple[str, str]]:
+        messages = set()
+        for inbox, listener in self.listeners.items():
+            # The reply to a PING comes after all that was published before it.
+            listener.ping()
+            while (message := listener.get_message(timeout=5))["type"] != "pong":
+                messages.add((inbox, message["data"]))
+        return messages
+
+    def _compare_keys(self, session: Session) -> None:
+        read = {"hash": self.client.hgetall, "string": self.client.get, "zset": self._scores, "stream": self._fields}
+        theirs = {key: read[self.client.type(key)](key) for key in self.client.keys("*")}
+        ours = {key: list(v.values()) if kind == "stream" else v for key, (kind, v, _) in session.data.items()}
+        assert theirs == ours
+        for key, (_, _, expires) in session.data.items():
+            left = -1 if expires is None else expires - session.now_ms
+            assert abs(self.client.pttl(key) - left) < PTTL_SLACK_MS, key
+
+    def _scores(self, key: str) -> dict[str, float]:
+        return dict(self.client.zrange(key, 0, -1, withscores=True))
+
+    def _fields(self, key: str) -> list[tuple[str, ...]]:
+        return [tuple(part for pair in fields.items() for part in pair) for _, fields in self.client.xrange(key)]
+
+
+def _raw(*values: object) -> list[Any]:
+    """Text is bytes here, as Lua has it."""
+    return [value.encode("latin-1") if isinstance(value, str) else value for value in values]
+
+
+class HonestStore(RuleBasedStateMachine):
+    """Programs that call scripts in any order, with clocks that jump, inboxes that come and go, and lost data."""
+
+    client: redis.Redis
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = Both(self.client)
+        self.tokens: dict[str, int] = {}
+        self.arrivals: dict[str, int] = {}
+
+    def teardown(self) -> None:
+        for inbox in INBOXES:
+            self.both.listen(inbox, listens=False)
+
+    @rule(
+        waiter=ids,
+        inbox=inboxes,
+        mode=st.sampled_from(["push", "push", "poll"]),
+        known=st.booleans(),
+        priority=st.sampled_from([0, 0, 1]),
+        most=st.sampled_from([-1, -1, 1]),
+        may_wait=st.sampled_from([1, 1, 1, 0]),
+        task=st.sampled_from(["train", 'a "b" \\ / \xfc\t', ""]),
+    )
+    def acquire(
+        self, waiter: str, inbox: str, mode: str, known: bool, priority: int, most: int, may_wait: int, task: str
+    ) -> None:
+        hint, arrival = (self.tokens.get(waiter, 0), self.arrivals.get(waiter, 0)) if known else (0, 0)
+        reply = self.both.run(
+            "acquire", WINDOW_MS, GRACE_MS, "", waiter, hint, inbox, mode, 1500, EXPIRES_MS, LEASE_MS, TTL_MS, arrival,
+            priority, most, may_wait, task, '{"pid":1}',
+        )  # fmt: skip
+        if reply[0] == "held":
+            self.tokens[waiter] = reply[1]
+        elif reply[0] == "waiting":
+            self.arrivals[waiter] = reply[2]
+
+    @rule(waiter=ids)
+    def beat(self, waiter: str) -> None:
+        self.both.run("heartbeat", 0, 0, "", waiter, self.tokens.get(waiter, 1), LEASE_MS, TTL_MS)
+
+    @rule(waiter=ids, held_for=st.sampled_from([0, 1234]))
+    def reassert(self, waiter: str, held_for: int) -> None:
+        token, arrival = self.tokens.get(waiter, 1), self.arrivals.get(waiter, 1)
+        lease = (LEASE_MS, TTL_MS, INBOXES[0], "train", '{"pid":1}', arrival, held_for)
+        self.both.run("reassert", 0, 0, "", waiter, token, *lease)
+
+    @rule(waiter=ids)
+    def release(self, waiter: str) -> None:
+        self.both.run("release", WINDOW_MS, GRACE_MS, "", waiter, self.tokens.get(waiter, 1), "normal")
+
+    @rule(waiter=ids, reason=st.sampled_from(["timeout", "cancelled"]), inbox=st.sampled_from(["", *INBOXES]))
+    def withdraw(self, waiter: str, reason: str, inbox: str) -> None:
+        self.both.run("withdraw", WINDOW_MS, GRACE_MS, "", waiter, reason, inbox)
+
+    @rule(outcome=st.sampled_from(["reaped", "forced"]), seen=st.booleans())
+    def reap(self, outcome: str, seen: bool) -> None:
+        value = self.both.client.get(self.both.keys[0]) if seen else None
+        self.both.run("reap", WINDOW_MS, GRACE_MS, "", value or "locked_by_x:y", outcome, outcome, "operator")
+
+    @rule()
+    def snapshot(self) -> None:
+        self.both.run("snapshot", 0, 0, "", 10)
+
+    @rule()
+    def resume(self) -> None:
+        self.both.run("resume", WINDOW_MS, GRACE_MS, "")
+
+    @rule(batch=st.sampled_from(["batch-1", "batch-2"]), amount=st.integers(-3, 9))
+    def count(self, batch: str, amount: int) -> None:
+        self.both.run("count", 0, 0, "", batch, "timeouts", amount, "leaks", 1)
+
+    @rule(passed_ms=st.sampled_from([1, 999, 2000, 3500, 61_000, 91_000, 121_000]))
+    def time_passes(self, passed_ms: int) -> None:
+        self.both.now_us += passed_ms * 1000
+
+    @rule(inbox=inboxes, listens=st.booleans())
+    def inbox_comes_or_goes(self, inbox: str, listens: bool) -> None:
+        self.both.listen(inbox, listens=listens)
+
+    @rule(index=st.integers(0, 8))
+    def key_lapses(self, index: int) -> None:
+        self.both.delete(self.both.keys[index])
+
+    @rule(value=st.sampled_from(["locked_by_old:1", "x"]))
+    def older_program_locks(self, value: str) -> None:
+        self.both.set(self.both.keys[0], value)
+
+    @rule(data=st.booleans())
+    def server_restarts(self, data: bool) -> None:
+        self.both.run_number += 1
+        self.both.started_ms = self.both.now_us // 1000
+        if not data:
+            for key in self.both.keys:
+                self.both.delete(key)
+
+
+def test_the_store_answers_as_a_server_does(server: RealServer) -> None:
+    HonestStore.client = server.client(encoding="latin-1")
+    bounds = settings(
+        max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), database=None
+    )
+    run_state_machine_as_test(HonestStore, settings=bounds)
+
+
+def test_what_the_other_test_replaces_is_what_a_server_says(server: RealServer) -> None:
+    with server.client() as client:
+        info, clock = client.eval("return {redis.call('INFO', 'server'), redis.call('TIME')}", 0)
+    ours = Session(Store(), START_MS * 1000)
+    for text in (info, ours.info("server")):
+        assert re.search(r"run_id:[0-9a-f]{40}\r\n", text)
+        assert re.search(r"uptime_in_seconds:\d+\r\n", text)
+    assert [len(part) > 0 and part.isdigit() for part in (*clock, *ours.time())] == [True] * 4
