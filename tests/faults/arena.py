@@ -72,9 +72,9 @@ class Arena:
 
     # workers
 
-    def start(self) -> ForkedWorker:
-        """One more that contends."""
-        config = {"url": self.url, "register": self.judge.path, "settings": self.settings, **self.config}
+    def start(self, url: str = "") -> ForkedWorker:
+        """One more that contends, on a URL of its own if one is given."""
+        config = {"url": url or self.url, "register": self.judge.path, "settings": self.settings, **self.config}
         env = {"AIOGPULOCK_BOOT_ID": next(self.boots)} if self.boots else {}
         worker = self._zygote.worker(config, env)
         self._all.append(worker)

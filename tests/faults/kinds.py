@@ -10,6 +10,7 @@ KINDS: dict[str, type[Fault]] = {
     kind.name: kind
     for kind in (
         *of_the_server.RESTARTS,
+        network.IsolatedHolder,
         processes.BlockedLoop,
         processes.StopHolder,
         processes.KillHolderElsewhere,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from aiogpulock import clock
 from tests.faults.arena import Arena
 from tests.faults.fault import CLAIM_WINDOW, LEASE, SLACK, Fault
 from tests.faults.proxy import Proxy
@@ -90,3 +91,33 @@ class DropReplies(Network):
 
     def end_fault(self, arena: Arena, proxy: Proxy) -> None:
         proxy.drop_replies(False)
+
+
+class IsolatedHolder(Network):
+    """Its replies come late, then nothing reaches it: it must give up before the others are let in."""
+
+    name, what = "proxy-isolated-holder", "the holder alone loses the network, after late replies"
+    bound: ClassVar[float] = LEASE + SLACK
+    settings: ClassVar[dict[str, Any]] = {"redis": {"connect_timeout": 1.5}}
+    late: ClassVar[float] = 0.8
+    """Seconds: more than the margin between the holder's own deadline and the server's."""
+
+    def begin(self, arena: Arena) -> None:
+        self._proxy = Proxy(arena.server.port)
+
+    def cycle(self, arena: Arena) -> float:
+        victim = arena.start(self._proxy.url)
+        entry = arena.judge.capture(victim.pid)
+        self._proxy.delay_replies(self.late)
+        arena.pause(1.5 * self.late, least=self.late)
+        isolated_at = clock.now()
+        self._proxy.swallow(True)
+        try:
+            entered = arena.next(isolated_at, bound=self.bound, not_by=victim)
+            if victim.find("lost", timeout=SLACK, token=entry["token"]) is None:
+                arena.violations.append(f"no loss: token {entry['token']} of pid {victim.pid} is cut off")
+        finally:
+            self._proxy.delay_replies(0.0)
+            self._proxy.swallow(False)
+        arena.retire(victim)
+        return float(entered["at"] - isolated_at)

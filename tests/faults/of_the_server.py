@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from aiogpulock import clock
 from tests.faults.arena import Arena
-from tests.faults.fault import CLAIM_WINDOW, GRACE, LEASE, SLACK, Fault
+from tests.faults.fault import CLAIM_WINDOW, GRACE, LEASE, LONG_LEASE, SLACK, Fault
 from tests.faults.judge import Message
 from tests.faults.zygote import ForkedWorker
 
@@ -39,6 +39,7 @@ class Disturbance(Fault):
 class InboxKill(Disturbance):
     name, what = "inbox-kill", "CLIENT KILL of every inbox"
     bound: ClassVar[float] = RECONNECT + CLAIM_WINDOW + SLACK
+    settings: ClassVar[dict[str, Any]] = LONG_LEASE
 
     def disturb(self, arena: Arena, victim: ForkedWorker, entry: Message) -> float:
         arena.client.client_kill_filter(_type="pubsub")

@@ -7,11 +7,13 @@ from typing import Any, ClassVar
 
 from aiogpulock import clock
 from tests.faults.arena import Arena, Stuck
-from tests.faults.fault import CLAIM_WINDOW, LEASE, SLACK, Fault
+from tests.faults.fault import CLAIM_WINDOW, LEASE, LONG_LEASE, SLACK, Fault
 
 
 class KillHolder(Fault):
     name, what = "kill-holder", "SIGKILL of the holder, waiters on the same host"
+
+    settings: ClassVar[dict[str, Any]] = LONG_LEASE
 
     def cycle(self, arena: Arena) -> float:
         victim, _ = arena.capture()
@@ -26,6 +28,7 @@ class KillHolder(Fault):
 class KillHolderElsewhere(KillHolder):
     name, what = "kill-holder-elsewhere", "SIGKILL of the holder, waiters on other hosts"
     bound: ClassVar[float] = LEASE + SLACK
+    settings: ClassVar[dict[str, Any]] = {}
 
     def begin(self, arena: Arena) -> None:
         arena.boots = (f"host {number}" for number in itertools.count())

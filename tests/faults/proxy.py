@@ -32,6 +32,7 @@ class Proxy:
         self._to = port
         self._links: set[Link] = set()
         self._delay = 0.0
+        self._reply_delay = 0.0
         self._drops_replies = False
         self._swallows = False
         self._loop = asyncio.new_event_loop()
@@ -53,6 +54,10 @@ class Proxy:
     def delay(self, seconds: float) -> None:
         """Hold back each piece of data by this, in both directions. 0: as before."""
         self._call(lambda: setattr(self, "_delay", seconds))
+
+    def delay_replies(self, seconds: float) -> None:
+        """Hold back each reply by this."""
+        self._call(lambda: setattr(self, "_reply_delay", seconds))
 
     def half_open(self) -> None:
         """Every present connection goes silent without an end. New ones work."""
@@ -119,8 +124,8 @@ class Proxy:
     ) -> None:
         try:
             while data := await reader.read(65536):
-                if self._delay:
-                    await asyncio.sleep(self._delay)
+                if late := self._delay + (self._reply_delay if replies else 0.0):
+                    await asyncio.sleep(late)
                 if link.dead or self._swallows or (replies and self._drops_replies):
                     continue
                 writer.write(data)
