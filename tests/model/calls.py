@@ -7,7 +7,20 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from tests.model.configs import Config
-from tests.model.normal import BASE_US, NEW, POLL_SLACK, STALE, TICK_MS, Forms, Rank, Seat, State, rerank, to_number, to_rank
+from tests.model.normal import (
+    BASE_US,
+    NEW,
+    POLL_SLACK,
+    STALE,
+    TICK_MS,
+    Forms,
+    Rank,
+    Seat,
+    State,
+    rerank,
+    to_number,
+    to_rank,
+)
 from tests.model.runner import ScriptRunner
 from tests.model.store import Session
 
@@ -202,7 +215,7 @@ class Caller:
                 raise AssertionError(call)
 
     def _order_broken(self, before: State, after: State, subscribed: frozenset[str], call: Call) -> str:
-        """First come, first served, but for waiters that could not be given the lock. Names one that was passed over."""
+        """First come, first served, but for those that could not be given the lock. Names one that was passed over."""
         assert after.holder
         given = after.holder.id
         unclaimed = before.holder if before.holder and before.holder.phase == "granted" else None
@@ -212,7 +225,13 @@ class Caller:
             seat = before.seat(name)
             inbox = before.inbox(seat.inbox) if seat else None
             left = name not in [other for other, _ in after.queue]
-            if seat is None or inbox is None or not inbox.expires or left or self._returns_before(call, given, name, seat):
+            if (
+                seat is None
+                or inbox is None
+                or not inbox.expires
+                or left
+                or self._returns_before(call, given, name, seat)
+            ):
                 continue
             if inbox.mode == "poll":
                 able = inbox.next_check + POLL_SLACK > 0 and name != (unclaimed and unclaimed.id)

@@ -1,4 +1,6 @@
-"""Planted bugs: edits of the shipped scripts, and what catches each. ``python -m tests.model.mutants`` prints the matrix.
+"""Planted bugs: edits of the shipped scripts, and what catches each.
+
+``python -m tests.model.mutants`` prints the matrix.
 
 Each edit asserts that its text is there exactly once, so a change of the scripts cannot leave a bug unplanted. A killer
 is a configuration of the explorer (its shortest trace is the evidence) or a test of `test_rules.py`.
@@ -119,7 +121,11 @@ MUTANTS = (
     Mutant(
         "a release without data does not move the fence",
         "test_a_forgotten_token_that_was_released_is_never_reasserted",
-        (Edit("release", "redis.call('HSET', FENCE, 'token', token + 1)", "redis.call('HSET', FENCE, 'token', token)"),),
+        (
+            Edit(
+                "release", "redis.call('HSET', FENCE, 'token', token + 1)", "redis.call('HSET', FENCE, 'token', token)"
+            ),
+        ),
     ),
     Mutant(
         "PUBLISH comes before the write that can fail",
@@ -153,8 +159,8 @@ MUTANTS = (
             Edit(
                 "prelude",
                 "if not holder or foreign or holder.deadline > now then return end",
-                "if not holder or foreign or math.min(holder.deadline, holder.since + (tonumber(ARGV[10]) or 1e15)) > now "
-                "then return end",
+                "if not holder or foreign then return end\n"
+                "  if math.min(holder.deadline, holder.since + (tonumber(ARGV[10]) or 1e15)) > now then return end",
             ),
         ),
     ),
@@ -205,19 +211,33 @@ MUTANTS = (
         "the ticket of a waiter that timed out stays",
         "quit",
         (
-            Edit("withdraw", "local seated = redis.call('ZREM', QUEUE, id) == 1\ndrop_seat(id)\n", "local seated = true\n"),
+            Edit(
+                "withdraw",
+                "local seated = redis.call('ZREM', QUEUE, id) == 1\ndrop_seat(id)\n",
+                "local seated = true\n",
+            ),
             Edit("prelude", "  if redis.call('ZREM', QUEUE, id) == 1 then drop_seat(id) end\n", ""),
         ),
     ),
     Mutant(
         "a live waiter that missed its window is expelled",
         "lost-message",
-        (Edit("prelude", "    write_inbox(h.inbox, inbox)\n", "    write_inbox(h.inbox, inbox)\n    drop_seat(h.id)\n"),),
+        (
+            Edit(
+                "prelude", "    write_inbox(h.inbox, inbox)\n", "    write_inbox(h.inbox, inbox)\n    drop_seat(h.id)\n"
+            ),
+        ),
     ),
     Mutant(
         "live waiters are expelled before they expire",
         "lost-message",
-        (Edit("prelude", "local live = inbox and inbox.expires > now", "local live = inbox and inbox.expires > now + 4000"),),
+        (
+            Edit(
+                "prelude",
+                "local live = inbox and inbox.expires > now",
+                "local live = inbox and inbox.expires > now + 4000",
+            ),
+        ),
     ),
     Mutant(
         "a waiter is forgotten when nobody received its grant",
@@ -254,7 +274,13 @@ MUTANTS = (
     Mutant(
         "two tokens tie: `..` keeps 14 digits",
         "test_two_tokens_within_100_microseconds_differ",
-        (Edit("prelude", "f.token = math.max(f.token + 1, now_us)", "f.token = tonumber(math.max(f.token + 1, now_us) .. '')"),),
+        (
+            Edit(
+                "prelude",
+                "f.token = math.max(f.token + 1, now_us)",
+                "f.token = tonumber(math.max(f.token + 1, now_us) .. '')",
+            ),
+        ),
     ),
     Mutant(
         "a waiter that missed its window is not deaf",
@@ -300,7 +326,13 @@ MUTANTS = (
     Mutant(
         "an old deadline that came back ends a live lease",
         "old-copy",
-        (Edit("prelude", "  elseif restart_grace_left() == 0 then\n    end_hold('reaped'", "  else\n    end_hold('reaped'"),),
+        (
+            Edit(
+                "prelude",
+                "  elseif restart_grace_left() == 0 then\n    end_hold('reaped'",
+                "  else\n    end_hold('reaped'",
+            ),
+        ),
     ),
     Mutant(
         "an old grant that came back is claimed after its window",
@@ -309,8 +341,8 @@ MUTANTS = (
             Edit(
                 "prelude",
                 "  if holder.phase == 'granted' then\n    end_unclaimed()\n  elseif restart_grace_left() == 0",
-                "  if restart_grace_left() > 0 then return end\n  if holder.phase == 'granted' then\n    end_unclaimed()\n"
-                "  elseif restart_grace_left() == 0",
+                "  if restart_grace_left() > 0 then return end\n"
+                "  if holder.phase == 'granted' then\n    end_unclaimed()\n  elseif restart_grace_left() == 0",
             ),
         ),
     ),
@@ -368,7 +400,9 @@ def main() -> int:
         verdict = judge(mutant)
         verdicts.append(verdict)
         mark = "killed  " if verdict.killed else "SURVIVED"
-        print(f"{mark}  {verdict.seconds:5.1f} s  {verdict.mutant}\n             by {verdict.killer}: {verdict.evidence}")
+        print(
+            f"{mark}  {verdict.seconds:5.1f} s  {verdict.mutant}\n             by {verdict.killer}: {verdict.evidence}"
+        )
     survived = sum(not verdict.killed for verdict in verdicts)
     print(f"{len(verdicts)} planted bugs, {len(verdicts) - survived} killed, {survived} survived")
     return 1 if survived else 0
