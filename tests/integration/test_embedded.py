@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ import pytest
 
 from aiogpulock.embedded import EmbeddedServer, announce_other_server, binary, find_server_binary, join, neighbours
 from aiogpulock.embedded import server as embedded
-from aiogpulock.embedded.files import is_locked
+from aiogpulock.embedded.files import drop_lock, is_locked, open_lock, try_lock
 from aiogpulock.errors import ManagerClosedError, RedisUnavailableError, ServerTooOldError
 from tests.helpers import wait_until
 
@@ -376,6 +377,16 @@ print(code)
         [sys.executable, "-c", program, str(home)], input="", stdout=subprocess.PIPE, text=True, timeout=PATIENCE * 2
     )
     assert (done.returncode, done.stdout.strip()) == (0, "7")
+
+
+def test_a_dropped_lock_is_free_although_a_forked_child_has_a_copy(home: Path) -> None:
+    """A child has the parent's descriptors until its hook has run, and for good if it was forked in C."""
+    lock = open_lock(home / "users.lock")
+    copy = os.dup(lock)  # what a fork makes: the same open file
+    assert try_lock(lock, fcntl.LOCK_SH)
+    drop_lock(lock)
+    assert not is_locked(home / "users.lock")
+    os.close(copy)
 
 
 # Refusals
