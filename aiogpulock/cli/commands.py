@@ -5,8 +5,27 @@ from __future__ import annotations
 import click
 
 
+def _show_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    if not wanted or ctx.resilient_parsing:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        click.echo(f"aiogpulock {version('aiogpulock')}")
+    except PackageNotFoundError:
+        click.echo("aiogpulock, not installed")
+    ctx.exit()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="aiogpulock")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
 def aiogpulock() -> None:
     """A GPU lock for async Python: FIFO, event-driven, crash-safe, over Redis."""
 

@@ -41,7 +41,7 @@ def run_demo(workers: int, seconds: float, redis_url: str | None) -> int:
         click.echo("stopped", err=True)
         return 128 + stopped.signum
     except (DemoError, GpuLockError) as error:
-        click.echo(f"the demo cannot go on: {error}", err=True)
+        click.echo(f"the demo failed: {error}", err=True)
         return _status_of(error)
 
 

@@ -159,11 +159,12 @@ def test_a_grant_whose_message_was_lost_is_found_at_the_reconnect(
     assert "inbox connection lost" in waiter.errors
 
 
-def test_an_inbox_that_never_comes_back_leaves_polling(server: RealServer, crew: Crew, lock: RawLock) -> None:
+def test_an_inbox_that_never_comes_back_leaves_polling(own_server: RealServer, lone_crew: Crew) -> None:
+    lock = RawLock(own_server.client())
     lock.client.execute_command("ACL", "SETUSER", "gpu", "reset", "on", ">pw", *LEAST_PRIVILEGES.split())
-    url = server.url.replace("unix://", "unix://gpu:pw@")
+    url = own_server.url.replace("unix://", "unix://gpu:pw@")
     settings = {"poll_interval": 0.3, "max_poll_interval": 1, "fallback_timeout": 60}
-    waiters = [crew.start(url, **settings) for _ in range(2)]
+    waiters = [lone_crew.start(url, **settings) for _ in range(2)]
     token = lock.hold("by hand", inbox="nobody")
     for number, waiter in enumerate(waiters, 1):
         waiter.tell("acquire", name=str(number), hold=0)
@@ -176,7 +177,6 @@ def test_an_inbox_that_never_comes_back_leaves_polling(server: RealServer, crew:
     for number, waiter in enumerate(waiters, 1):
         waiter.expect("left", name=str(number), timeout=10)
         assert "polling instead of waiting for messages" in waiter.errors
-    lock.client.execute_command("ACL", "DELUSER", "gpu")
 
 
 def test_a_seat_that_was_lost_is_taken_again_at_the_same_place(server: RealServer, crew: Crew, lock: RawLock) -> None:

@@ -33,31 +33,26 @@ class Worker:
         self.events: list[Event] = []
         self._seen = 0
         self._changed = threading.Condition()
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
-        self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-X",
-                "dev",
-                "-W",
-                "ignore::DeprecationWarning",
-                "-m",
-                "tests.workers",
-                program,
-                json.dumps(config),
-            ],
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        self._process = self._spawn(config, env)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _spawn(self, config: dict[str, Any], env: dict[str, str]) -> Any:
+        """A `subprocess.Popen`, or what behaves like one."""
+        return subprocess.Popen(
+            [sys.executable, "-X", "dev", "-m", "tests.workers", self.program, json.dumps(config)],
             env={**os.environ, "PYTHONPATH": str(ROOT), **env},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             start_new_session=True,
         )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        pid: int = self._process.pid
+        return pid
 
     @property
     def errors(self) -> str:
@@ -120,7 +115,8 @@ class Worker:
 
     def wait(self, timeout: float = WAIT) -> int:
         """The exit status; negative: ended by that signal."""
-        return self._process.wait(timeout)
+        status: int = self._process.wait(timeout)
+        return status
 
     def close(self) -> None:
         """End it: in order if it can, by SIGKILL if it must."""

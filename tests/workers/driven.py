@@ -81,6 +81,14 @@ class Driven:
         for number in range(tasks):
             self._tasks[f"loop {number}"] = asyncio.create_task(self._loop(number, gpu, hold, options))
 
+    def status(self) -> None:
+        """Report the keys of all known locks."""
+        self._tasks["status"] = asyncio.create_task(self._status())
+
+    def force(self, gpu: int) -> None:
+        """End the holder as an operator would."""
+        self._tasks["force"] = asyncio.create_task(self._force(gpu))
+
     def stop_looping(self) -> None:
         self._looping = False
 
@@ -118,6 +126,12 @@ class Driven:
             raise
         else:
             say("left", name=name)
+
+    async def _status(self) -> None:
+        say("status", locks=[lock.key for lock in await self._manager.status()])
+
+    async def _force(self, gpu: int) -> None:
+        say("forced", ended=await self._manager.force_release(gpu))
 
     async def _crowd(self, count: int, gpu: int, options: dict[str, Any]) -> None:
         served: list[tuple[int, str]] = []
