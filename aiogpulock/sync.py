@@ -96,6 +96,7 @@ def _call(step: Callable[[], Awaitable[R]]) -> R:
     try:
         return future.result()
     except BaseException:
+        signals.wait_for_the_end()
         if not future.done():
             future.cancel()
             with suppress(FutureCancelledError, Exception):
@@ -139,10 +140,10 @@ class GpuLock:
                 await taken[0].release("cancelled")
             return taken[0]
 
+        if threading.current_thread() is threading.main_thread():
+            signals.cover(_call(default_manager))  # before the wait: SIGTERM gives a waiter's seat back too
         try:
             lease = Lease(_call(take))
-            if threading.current_thread() is threading.main_thread():
-                signals.cover(_call(default_manager))
         except BaseException:
             given_up = True  # a lease that arrives with Ctrl-C has nobody else to release it
             if taken:
@@ -168,6 +169,8 @@ class GpuLock:
         """Run a plain function under the lock."""
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(f"{function!r} is async: use aiogpulock.gpu_lock, not aiogpulock.sync.gpu_lock")
+        if inspect.isgeneratorfunction(function):  # its body would run after the lock was left
+            raise TypeError(f"{function!r} is a generator: use `with aiogpulock.sync.gpu_lock(…):` inside it")
 
         @functools.wraps(function)
         def locked(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -226,3 +226,11 @@ with gpu_lock(0) as lease:
     print("parent in", flush=True)
 """
     assert start(program).communicate(timeout=60) == ("child in\nchild out\nparent in\n", "")
+
+
+def test_a_generator_function_is_refused_since_its_body_would_run_unlocked() -> None:
+    with pytest.raises(TypeError, match="is a generator"):
+
+        @sync.gpu_lock(0)
+        def numbers() -> Iterator[int]:
+            yield 1
