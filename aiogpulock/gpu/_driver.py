@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 from aiogpulock import clock
@@ -155,7 +156,16 @@ def _processes(handle: Any) -> tuple[ProcessMemory, ...] | None:
         if error.status in ("not_supported", "no_permission"):
             return None
         raise
+    if any(_is_mps(pid) for pid in found):
+        return None  # the MPS server stands for all its clients: whose memory it is, the list does not tell
     return tuple(ProcessMemory(pid, size) for pid, size in sorted(found.items()))
+
+
+def _is_mps(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text("utf-8", "replace").startswith("nvidia-cuda-mps")
+    except OSError:
+        return False
 
 
 def _listed(handle: Any, function: str) -> list[Any]:
