@@ -151,6 +151,7 @@ async def test_another_boot_is_another_host(client: RedisClient, aliases: Aliase
         (("0", NO_NVML, "auto"), ("0", TWO, "uuid"), "identity 'uuid'"),
         (("0", NO_NVML, "auto"), (A, TWO, "uuid"), "identity 'uuid'"),
         (("0", TWO, "auto"), ("0", (GpuDevice(B, 0, "H100"),), "auto"), "the order has changed"),
+        (("0", TWO, "logical"), (A, NO_NVML, "uuid"), "would lock it by its UUID"),
         ((A, NO_NVML, "auto"), ("0", TWO, "logical"), "named its UUID without NVML"),
     ],
 )

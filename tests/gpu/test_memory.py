@@ -94,6 +94,17 @@ def test_a_list_without_figures_proves_nothing(silent: MemorySample) -> None:
     assert status(silent, msgspec.structs.replace(silent, next_holder=True), steady=True) == "unverifiable"
 
 
+def test_a_holder_that_is_listed_with_zero_bytes_is_not_known_to_have_none() -> None:
+    zero = sample(GiB, (ME, 0), (OTHER, GiB))
+    assert status(zero, zero, steady=None) == "unverifiable"
+
+
+def test_without_own_figures_a_rise_that_another_process_explains_is_foreign() -> None:
+    start = sample(GiB, (ME, None))
+    assert status(start, sample(GiB, (ME, None), (OTHER, 9 * GiB)), steady=True) == "foreign"
+    assert status(start, sample(2 * GiB, (ME, None), (OTHER, 9 * GiB)), steady=True) == "not_freed"
+
+
 @pytest.mark.parametrize(
     ("before", "after", "steady", "expected"),
     [

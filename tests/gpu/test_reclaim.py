@@ -23,12 +23,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """A program that imported torch and CuPy."""
     calls = Calls()
     cuda = SimpleNamespace(is_initialized=lambda: True, empty_cache=calls.note("torch"))
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
     cupy = SimpleNamespace(
         get_default_memory_pool=lambda: SimpleNamespace(free_all_blocks=calls.note("cupy")),
         get_default_pinned_memory_pool=lambda: SimpleNamespace(free_all_blocks=calls.note("pinned")),
     )
-    monkeypatch.setitem(sys.modules, "cupy", cupy)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
     return calls
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 
@@ -109,6 +110,19 @@ async def test_without_figures_the_next_holder_makes_it_unverifiable(sim: Simula
     report = await verify(nvml, "0", uuid(0), None, before, QUICK, next_holder=lambda: True)
     assert report.status == "unverifiable"
     assert report.reason.startswith("next holder active")
+
+
+async def test_of_a_killed_process_the_slow_reclaim_is_waited_for(sim: Simulation, nvml: Nvml) -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:  # noqa: ASYNC220 - it starts nothing that waits
+        before = await take_baseline(nvml, uuid(0), frozenset({child.pid}))
+        sim.use(0, 9 * GiB, pid=child.pid, watched=True)
+        sim.reap(after_ms=300)
+        child.kill()
+    steady = Baseline(before.sample, before.version, before.total, steady=True)
+    terms = Terms(processes_gone=True)
+    report = await verify(nvml, "0", uuid(0), frozenset({child.pid}), steady, terms)
+    assert report.status == "freed"
+    assert 0.25 < report.seconds < 3
 
 
 async def test_a_second_look_finds_what_drained_at_the_acquire(sim: Simulation, nvml: Nvml) -> None:
