@@ -13,6 +13,7 @@ KINDS: dict[str, type[Fault]] = {
         network.IsolatedHolder,
         processes.BlockedLoop,
         processes.StopHolder,
+        processes.StopLoneHolder,
         processes.KillHolderElsewhere,
         processes.KillHolder,
         processes.KillWaiter,

@@ -34,6 +34,7 @@ class Proxy:
         self._delay = 0.0
         self._reply_delay = 0.0
         self._drops_replies = False
+        self._drops_commands = False
         self._swallows = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
@@ -75,6 +76,12 @@ class Proxy:
         if not on:
             self.cut()
 
+    def drop_commands(self, on: bool) -> None:
+        """While on, replies under way arrive, and no further command does."""
+        self._call(lambda: setattr(self, "_drops_commands", on))
+        if not on:
+            self.cut()
+
     def close(self) -> None:
         self._do(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -96,28 +103,29 @@ class Proxy:
         self._server.close()
         for link in self._links:
             link.cut()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         link = Link(writer, None)
         self._links.add(link)
+        pumps: list[asyncio.Task[None]] = []
         try:
             from_server, link.server = await asyncio.open_connection("127.0.0.1", self._to)
-            await asyncio.wait(
-                [
-                    asyncio.ensure_future(self._pump(link, reader, link.server, replies=False)),
-                    asyncio.ensure_future(self._pump(link, from_server, writer, replies=True)),
-                ],
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            pumps = [
+                asyncio.create_task(self._pump(link, reader, link.server, replies=False)),
+                asyncio.create_task(self._pump(link, from_server, writer, replies=True)),
+            ]
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         except OSError:
             pass  # the server is away: so is this connection
         finally:
             link.cut()
             self._links.discard(link)
+            for pump in pumps:
+                pump.cancel()
 
     async def _pump(
         self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, replies: bool
@@ -126,7 +134,8 @@ class Proxy:
             while data := await reader.read(65536):
                 if late := self._delay + (self._reply_delay if replies else 0.0):
                     await asyncio.sleep(late)
-                if link.dead or self._swallows or (replies and self._drops_replies):
+                dropped = self._drops_replies if replies else self._drops_commands
+                if link.dead or self._swallows or dropped:
                     continue
                 writer.write(data)
                 await writer.drain()
