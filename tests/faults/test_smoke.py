@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,10 +28,10 @@ class Planted(Fault):
     def cycle(self, arena: Arena) -> float:
         _, entry = arena.capture()
         self._rogue = RegisterClient(arena.judge.path)
-        arena.judge.free(entry["holder"])
         token = entry["token"] + self._entry["ahead"]
         self._rogue.call("enter", "rogue", token, until=self._entry["until"], pid=1)
-        return float(arena.next(entry["at"], bound=self.bound)["at"] - entry["at"])
+        freed_at = arena.judge.free(entry["holder"])
+        return float(arena.next(freed_at, bound=self.bound)["at"] - freed_at)
 
     def end(self, arena: Arena) -> None:
         self._rogue.close()
@@ -44,7 +43,7 @@ class Silent(Fault):
     name, what, bound = "silent", "no progress", 0.3
 
     def cycle(self, arena: Arena) -> float:
-        victim, entry = arena.capture()
+        _, entry = arena.capture()
         for worker in arena.workers.values():
             worker.stop()
         try:
@@ -53,11 +52,6 @@ class Silent(Fault):
             for worker in arena.workers.values():
                 worker.cont()
             arena.judge.free(entry["holder"])
-
-
-@pytest.fixture
-def forever() -> Iterator[float]:
-    yield float(2**40)
 
 
 @pytest.mark.parametrize("fault", [KillHolder, InboxKill])
