@@ -67,7 +67,7 @@ class Contender(Driven):
         child = os.fork()
         if child == 0:
             try:
-                self._manager._check_usable()
+                self._manager.check_usable()
                 say("child used it", pid=os.getpid())
             except ManagerClosedError:
                 say("child refused", pid=os.getpid())

@@ -111,6 +111,7 @@ class IsolatedHolder(Network):
     def cycle(self, arena: Arena) -> float:
         victim = arena.start(self._proxy.url)
         entry = arena.judge.capture(victim.pid)
+        arena.pause(0.4, least=0.3)  # the first beat opens its connection
         self._proxy.delay_replies(self.late)
         arena.pause(0.5, least=0.2)  # a beat is on its way, and its answer still is when the last command has passed
         isolated_at = clock.now()

@@ -19,6 +19,9 @@ class Link:
         self.dead = False
         """Half open: both ends stay connected, and nothing passes any more."""
 
+    def silence(self) -> None:
+        self.dead = True
+
     def cut(self) -> None:
         for writer in (self.client, self.server):
             if writer is not None:
@@ -50,35 +53,35 @@ class Proxy:
 
     def cut(self) -> None:
         """Reset every connection; new ones work."""
-        self._call(lambda: [link.cut() for link in self._links])
+        self._on_each_link(Link.cut)
 
     def delay(self, seconds: float) -> None:
         """Hold back each piece of data by this, in both directions. 0: as before."""
-        self._call(lambda: setattr(self, "_delay", seconds))
+        self._delay = seconds
 
     def delay_replies(self, seconds: float) -> None:
         """Hold back each reply by this."""
-        self._call(lambda: setattr(self, "_reply_delay", seconds))
+        self._reply_delay = seconds
 
     def half_open(self) -> None:
         """Every present connection goes silent without an end. New ones work."""
-        self._call(lambda: [setattr(link, "dead", True) for link in self._links])
+        self._on_each_link(Link.silence)
 
     def swallow(self, on: bool) -> None:
         """While on, nothing passes on any connection, new ones included. What was swallowed does not come later."""
-        self._call(lambda: setattr(self, "_swallows", on))
+        self._swallows = on
         if not on:
             self.cut()  # a stream with a hole cannot go on
 
     def drop_replies(self, on: bool) -> None:
         """While on, commands reach the server, and their replies are lost; at the end the connections are reset."""
-        self._call(lambda: setattr(self, "_drops_replies", on))
+        self._drops_replies = on
         if not on:
             self.cut()
 
     def drop_commands(self, on: bool) -> None:
         """While on, replies under way arrive, and no further command does."""
-        self._call(lambda: setattr(self, "_drops_commands", on))
+        self._drops_commands = on
         if not on:
             self.cut()
 
@@ -93,9 +96,10 @@ class Proxy:
     def _do(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
 
-    def _call(self, function: Callable[[], Any]) -> None:
+    def _on_each_link(self, function: Callable[[Link], None]) -> None:
         async def call() -> None:
-            function()
+            for link in list(self._links):
+                function(link)
 
         self._do(call())
 

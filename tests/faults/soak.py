@@ -47,7 +47,7 @@ def take(arena: Arena) -> Sample:
     for worker in workers:
         worker.tell("sample")
     tasks = sum(worker.said_since("sample", asked_at)["tasks"] for worker in workers)
-    keys = [key for key in arena.client.keys("*") if not key.endswith(UNUSED_LOCK_KEEPS)]
+    keys = [key for key in arena.client.keys("*") if not str(key).endswith(UNUSED_LOCK_KEEPS)]
     return Sample(
         keys=len(keys) + arena.client.hlen(arena.lock.key("waiters")),
         connections=sum(info["name"].startswith("aiogpulock") for info in arena.client.client_list()),
