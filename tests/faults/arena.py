@@ -169,7 +169,7 @@ class Arena:
 
     def _check_left(self) -> None:
         client = self.client
-        left = [key for key in client.keys("*") if not key.endswith(UNUSED_LOCK_KEEPS)]
+        left = [str(key) for key in client.keys("*") if not str(key).endswith(UNUSED_LOCK_KEEPS)]
         if all(int(task) in self._killed for task in self.lock.queued_tasks()):
             # The seat of a waiter that was killed stays until its inbox expires.
             left = [key for key in left if not key.endswith((":queue", ":waiters"))]

@@ -42,7 +42,7 @@ def run_fault(fault: Fault, *, cycles: int, seed: int, first: int = 0) -> Result
     """`cycles` cycles, numbered from `first`: each draws from its own seed, so that one can be run again alone."""
     result, started = Result(fault.name), time.monotonic()
     with fault.server() as server:
-        arena = Arena(f"{seed}", server=server, settings=fault.settings)
+        arena = Arena(f"{seed}", workers=fault.workers, server=server, settings=fault.settings)
         arena.config = dict(fault.config)
         try:
             fault.begin(arena)

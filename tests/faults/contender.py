@@ -50,8 +50,12 @@ class Contender(Driven):
         self._judge = register
 
     def contend(self, tasks: int = 1) -> None:
-        for number in range(tasks):
+        for number in range(len(self._tasks), len(self._tasks) + tasks):
             self._tasks[f"contend {number}"] = asyncio.create_task(self._contend())
+
+    def sample(self) -> None:
+        """Say what this process has open."""
+        say("sample", tasks=len(asyncio.all_tasks()), stats=_stats(self._manager))
 
     def write(self, name: str, holder: str, token: int) -> None:
         """Write as a body would that never looks at its lease: a thread, a child, a queue."""
@@ -63,7 +67,7 @@ class Contender(Driven):
         child = os.fork()
         if child == 0:
             try:
-                self._manager._check_usable()
+                self._manager.check_usable()
                 say("child used it", pid=os.getpid())
             except ManagerClosedError:
                 say("child refused", pid=os.getpid())

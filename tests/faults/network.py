@@ -98,9 +98,12 @@ class IsolatedHolder(Network):
 
     name, what = "proxy-isolated-holder", "the holder alone loses the network, after late replies"
     bound: ClassVar[float] = LEASE + SLACK
-    settings: ClassVar[dict[str, Any]] = {"redis": {"connect_timeout": 1.5}}
-    late: ClassVar[float] = 0.8
-    """Seconds: more than the margin between the holder's own deadline and the server's."""
+    settings: ClassVar[dict[str, Any]] = {
+        "heartbeat": {"interval": 0.15, "timeout": LEASE, "max_stall": 0},
+        "redis": {"connect_timeout": 1.5},
+    }
+    late: ClassVar[float] = 0.65
+    """Seconds: more than the third of the lease that lies between the holder's own deadline and the server's."""
 
     def begin(self, arena: Arena) -> None:
         self._proxy = Proxy(arena.server.port)
@@ -108,16 +111,17 @@ class IsolatedHolder(Network):
     def cycle(self, arena: Arena) -> float:
         victim = arena.start(self._proxy.url)
         entry = arena.judge.capture(victim.pid)
+        arena.pause(0.4, least=0.3)  # the first beat opens its connection
         self._proxy.delay_replies(self.late)
-        arena.pause(1.5 * self.late, least=self.late)
+        arena.pause(0.5, least=0.2)  # a beat is on its way, and its answer still is when the last command has passed
         isolated_at = clock.now()
-        self._proxy.swallow(True)
+        self._proxy.drop_commands(True)
         try:
             entered = arena.next(isolated_at, bound=self.bound, not_by=victim)
-            if victim.find("lost", timeout=SLACK, token=entry["token"]) is None:
+            if victim.pid in arena.inside:
                 arena.violations.append(f"no loss: token {entry['token']} of pid {victim.pid} is cut off")
         finally:
             self._proxy.delay_replies(0.0)
-            self._proxy.swallow(False)
+            self._proxy.drop_commands(False)
         arena.retire(victim)
         return float(entered["at"] - isolated_at)

@@ -41,9 +41,18 @@ class InboxKill(Disturbance):
     bound: ClassVar[float] = RECONNECT + CLAIM_WINDOW + SLACK
     settings: ClassVar[dict[str, Any]] = LONG_LEASE
 
-    def disturb(self, arena: Arena, victim: ForkedWorker, entry: Message) -> float:
+    def cycle(self, arena: Arena) -> float:
+        victim, entry = arena.capture()
+        arena.await_waiters(2)
+        victim.tell("stop_looping")  # it does not come back and find the lock free by chance, nor does it die
+        arena.pause(0.02)
         arena.client.client_kill_filter(_type="pubsub")
-        return 0.0
+        arena.pause(0.02)
+        recovered = self.hand_over(arena, victim, entry)
+        self.check_kept(arena, victim, entry)
+        arena.retire(victim)
+        arena.fill()
+        return recovered
 
 
 class ClientPause(Disturbance):

@@ -86,6 +86,24 @@ class StopHolder(Fault):
         return float(entered["at"] - stopped_at)
 
 
+class StopLoneHolder(Fault):
+    name, what = "stop-lone-holder", "SIGSTOP past the lease while nobody waits: it must not be taken up again"
+    bound: ClassVar[float] = LEASE + SLACK
+    workers = 1
+
+    def cycle(self, arena: Arena) -> float:
+        victim, entry = arena.capture()
+        arena.pause(0.1)
+        victim.stop()
+        arena.pause(LEASE + 0.1, least=LEASE)
+        continued_at = clock.now()
+        victim.cont()
+        if victim.find("lost", timeout=SLACK, token=entry["token"]) is None:
+            arena.violations.append(f"no loss: token {entry['token']} of pid {victim.pid} woke up past its lease")
+            arena.judge.free(entry["holder"])
+        return float(arena.next(continued_at, bound=self.bound)["at"] - continued_at)
+
+
 class StopWaiter(Fault):
     name, what = "stop-waiter", "SIGSTOP of the first in line; it costs one claim window, and keeps its place"
     bound: ClassVar[float] = CLAIM_WINDOW + SLACK

@@ -19,6 +19,9 @@ class Link:
         self.dead = False
         """Half open: both ends stay connected, and nothing passes any more."""
 
+    def silence(self) -> None:
+        self.dead = True
+
     def cut(self) -> None:
         for writer in (self.client, self.server):
             if writer is not None:
@@ -34,6 +37,7 @@ class Proxy:
         self._delay = 0.0
         self._reply_delay = 0.0
         self._drops_replies = False
+        self._drops_commands = False
         self._swallows = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
@@ -49,29 +53,35 @@ class Proxy:
 
     def cut(self) -> None:
         """Reset every connection; new ones work."""
-        self._call(lambda: [link.cut() for link in self._links])
+        self._on_each_link(Link.cut)
 
     def delay(self, seconds: float) -> None:
         """Hold back each piece of data by this, in both directions. 0: as before."""
-        self._call(lambda: setattr(self, "_delay", seconds))
+        self._delay = seconds
 
     def delay_replies(self, seconds: float) -> None:
         """Hold back each reply by this."""
-        self._call(lambda: setattr(self, "_reply_delay", seconds))
+        self._reply_delay = seconds
 
     def half_open(self) -> None:
         """Every present connection goes silent without an end. New ones work."""
-        self._call(lambda: [setattr(link, "dead", True) for link in self._links])
+        self._on_each_link(Link.silence)
 
     def swallow(self, on: bool) -> None:
         """While on, nothing passes on any connection, new ones included. What was swallowed does not come later."""
-        self._call(lambda: setattr(self, "_swallows", on))
+        self._swallows = on
         if not on:
             self.cut()  # a stream with a hole cannot go on
 
     def drop_replies(self, on: bool) -> None:
         """While on, commands reach the server, and their replies are lost; at the end the connections are reset."""
-        self._call(lambda: setattr(self, "_drops_replies", on))
+        self._drops_replies = on
+        if not on:
+            self.cut()
+
+    def drop_commands(self, on: bool) -> None:
+        """While on, replies under way arrive, and no further command does."""
+        self._drops_commands = on
         if not on:
             self.cut()
 
@@ -86,9 +96,10 @@ class Proxy:
     def _do(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
 
-    def _call(self, function: Callable[[], Any]) -> None:
+    def _on_each_link(self, function: Callable[[Link], None]) -> None:
         async def call() -> None:
-            function()
+            for link in list(self._links):
+                function(link)
 
         self._do(call())
 
@@ -96,28 +107,29 @@ class Proxy:
         self._server.close()
         for link in self._links:
             link.cut()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         link = Link(writer, None)
         self._links.add(link)
+        pumps: list[asyncio.Task[None]] = []
         try:
             from_server, link.server = await asyncio.open_connection("127.0.0.1", self._to)
-            await asyncio.wait(
-                [
-                    asyncio.ensure_future(self._pump(link, reader, link.server, replies=False)),
-                    asyncio.ensure_future(self._pump(link, from_server, writer, replies=True)),
-                ],
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            pumps = [
+                asyncio.create_task(self._pump(link, reader, link.server, replies=False)),
+                asyncio.create_task(self._pump(link, from_server, writer, replies=True)),
+            ]
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         except OSError:
             pass  # the server is away: so is this connection
         finally:
             link.cut()
             self._links.discard(link)
+            for pump in pumps:
+                pump.cancel()
 
     async def _pump(
         self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, replies: bool
@@ -126,7 +138,8 @@ class Proxy:
             while data := await reader.read(65536):
                 if late := self._delay + (self._reply_delay if replies else 0.0):
                     await asyncio.sleep(late)
-                if link.dead or self._swallows or (replies and self._drops_replies):
+                dropped = self._drops_replies if replies else self._drops_commands
+                if link.dead or self._swallows or dropped:
                     continue
                 writer.write(data)
                 await writer.drain()

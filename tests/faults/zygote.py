@@ -1,6 +1,6 @@
 """Starts workers by fork from a process that has imported everything: 10 ms each, not half a second.
 
-``python -m tests.faults.zygote FD`` reads requests from a unix socket and answers each with a worker's pid.
+``python -m tests.faults.zygote FD`` reads requests from a unix socket and answers each with the pid of the worker.
 It has one thread and no event loop, so that its children begin clean.
 """
 
