@@ -127,8 +127,10 @@ class Acquisition:
         while True:
             reply = await self._ask()
             match reply:
-                case Held():
+                case Held() if clock.now() < self._sent_at + self._terms.local_lease:
                     return self._hold(reply)
+                case Held():
+                    continue  # this process was stopped for a lease: the claim is repeated, or tells how it ended
                 case Refused():
                     raise self._refusal(reply)
                 case Finished(outcome):
@@ -180,7 +182,7 @@ class Acquisition:
 
     async def _seated(self, reply: Waiting) -> bool:
         """Note the seat. Answers whether to ask again at once."""
-        manager, keys, script_terms = self._manager, self._wish.keys, self._terms.script
+        manager, keys = self._manager, self._wish.keys
         dead = self._room.seated(self._waiter, reply)
         if reply.holder_phase == "granted":
             self._room.found(reply.holder_id)
@@ -188,14 +190,24 @@ class Acquisition:
             manager.inbox.reconnect()
         if reply.foreign:
             await manager.inbox.follow_releases(keys.release_channel, keys.lock)
+        else:
+            await manager.inbox.unfollow_releases(keys.release_channel)
         if dead:
+            await self._reap(reply)
+            return True
+        return reply.more
+
+    async def _reap(self, reply: Waiting) -> None:
+        """The holder's process is gone: end its hold. If Redis went with it, the next call sees to that."""
+        manager, keys, script_terms = self._manager, self._wish.keys, self._terms.script
+        try:
             _, more = await manager.scripts.reap(
                 keys, script_terms, reply.value, "reaped", "process_gone", manager.actor
             )
             if more:
                 await manager.resume(keys, script_terms)
-            return True
-        return reply.more
+        except RedisUnavailableError as error:
+            logger.warning("could not reap the dead holder of %s now: %s", keys.lock, error)
 
     def _hold(self, reply: Held) -> Hold:
         manager, waiter = self._manager, self._waiter

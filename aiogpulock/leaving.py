@@ -93,7 +93,7 @@ async def _after(manager: GpuLockManager, hold: Hold, released: Released) -> Non
     if not released.ok and hold.lost_reason is None:
         manager.incidents.count("ownership_violations", hold.keys)
     if released.more:
-        await manager.resume(hold.keys, hold.terms.script)
+        manager.resume_later(hold.keys, hold.terms.script)
 
 
 async def _emergency(manager: GpuLockManager, hold: Hold, error: GpuLockError) -> Released | None:

@@ -8,7 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -87,6 +87,7 @@ class GpuLockManager:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._embedded: EmbeddedServer | None = None
         self._leave_server = ExitStack()
+        self._announced = False
         self._starting = asyncio.Lock()
         self._parts: _Parts | None = None
         self._reviving: asyncio.Task[None] | None = None
@@ -167,8 +168,8 @@ class GpuLockManager:
             return
         self._closed = True
         signals.forget(self)
-        if self._parts is not None and self._pid == os.getpid():
-            await finish(lambda: self._close_parts())
+        if not self.forked:
+            await finish(self._close_parts)
 
     # what the parts call
 
@@ -178,6 +179,7 @@ class GpuLockManager:
         if self._parts is not None:
             return self._parts
         async with self._starting:
+            self.check_usable()
             if self._parts is None:
                 self._loop = asyncio.get_running_loop()
                 self._parts = await self._start()
@@ -234,15 +236,20 @@ class GpuLockManager:
 
     def leaked(self, hold: Hold) -> None:
         """A lease was garbage-collected unreleased, on whatever thread."""
-        if self._closed or self._pid != os.getpid() or hold.loop.is_closed():
+        if self.unusable:
             return
         errand = f"release of leaked {hold.id}"
-        hold.loop.call_soon_threadsafe(self._add_errand, errand, lambda: leave(self, hold, "leaked"))
+        with suppress(RuntimeError):  # the loop is closed: the guard thread releases
+            hold.loop.call_soon_threadsafe(self._add_errand, errand, lambda: leave(self, hold, "leaked"))
 
     async def resume(self, keys: LockKeys, terms: Terms) -> None:
         """Go on with a grant that looked at many dead seats."""
         while await self.scripts.resume(keys, terms):
             pass
+
+    def resume_later(self, keys: LockKeys, terms: Terms) -> None:
+        """The same, without waiting for it: nobody who leaves must hear of its failures."""
+        self._add_errand(f"resume of {keys.lock}", lambda: self.resume(keys, terms))
 
     async def withdraw(self, keys: LockKeys, terms: Terms, waiter_id: str, reason: str, inbox: str = "") -> None:
         if await self.urgent.withdraw(keys, terms, waiter_id, reason, inbox):
@@ -299,7 +306,8 @@ class GpuLockManager:
                 f"gpu_lock.redis.embedded is 'require', but a Redis URL is named by {self._url_source}: "
                 "remove one of them"
             )
-        if self._url:
+        if self._url and not self._announced:
+            self._announced = True
             await asyncio.to_thread(self._announce, self._url)
         url = self._url or await self._join_embedded()
         client = self._client(url, connections=COMMAND_CONNECTIONS)
@@ -366,17 +374,19 @@ class GpuLockManager:
     async def _revive(self, embedded: EmbeddedServer) -> None:
         try:
             await asyncio.to_thread(embedded.revive, timeout=self.connect_timeout)
-        except GpuLockError as error:
+        except (GpuLockError, OSError) as error:
             logger.warning("the embedded server cannot be started again now: %s", error)
 
     async def _close_parts(self) -> None:
-        if self._parts is not None:
-            await self._parts.end_waiting()
+        async with self._starting:  # a start under way ends first, then is closed
+            parts = self._parts
+        if parts is not None:
+            await parts.end_waiting()
         for hold in self.holds.all():
             hold.lose("manager_closed")  # a body must not go on unprotected
             await leave(self, hold, "leaked")
-        if self._parts is not None:
-            await self._parts.close()
+        if parts is not None:
+            await parts.close()
         if self._reviving is not None:
             await asyncio.wait([self._reviving])
         self._leave_server.close()

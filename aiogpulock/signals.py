@@ -101,8 +101,10 @@ async def _leave_all(manager: GpuLockManager, remaining: set[GpuLockManager]) ->
             await asyncio.sleep(0.005)
         except asyncio.CancelledError:
             continue  # asyncio.run cancels this task too when the main one has ended
-    for hold in manager.holds.all():
-        await leave(manager, hold, "cancelled")
-    remaining.discard(manager)
-    if not remaining:
-        _die()
+    try:
+        for hold in manager.holds.all():
+            await leave(manager, hold, "cancelled")
+    finally:
+        remaining.discard(manager)
+        if not remaining:
+            _die()
