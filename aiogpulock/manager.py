@@ -184,6 +184,7 @@ class GpuLockManager:
                 self._loop = asyncio.get_running_loop()
                 self._parts = await self._start()
                 signals.cover(self)
+        self.check_usable()  # it may have been closed while it started
         return self._parts
 
     @property

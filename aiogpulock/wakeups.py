@@ -99,12 +99,14 @@ class Inbox:
         self._connection: Connection | None = None
         self._tried = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def ready(self) -> bool:
         """Start if needed, wait for the first subscription or its failure; answers whether messages can arrive."""
-        if self._task is None:
+        if self._task is None and not self._closed:
             self._task = asyncio.create_task(self._run(), name="aiogpulock-inbox")
-        await self._tried.wait()
+        if self._task is not None:
+            await self._tried.wait()
         return self.healthy
 
     def reconnect(self) -> None:
@@ -131,6 +133,7 @@ class Inbox:
                 self.reconnect()  # the next session subscribes to all of them
 
     async def close(self) -> None:
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
