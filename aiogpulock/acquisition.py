@@ -88,13 +88,14 @@ class Acquisition:
     async def run(self) -> Hold:
         """The hold, or `LockTimeoutError`, `QueueFullError`, `RedisUnavailableError`, …"""
         self._enter()
+        task = asyncio.current_task()
+        if task is not None:
+            self._manager.owners.acquiring.add(task)
         try:
             async with asyncio.timeout(self._settings.max_wait_time or None):
                 return await self._until_held()
-        except (
-            QueueFullError,
-            LockTimeoutError,
-        ):  # Redis refused it: there is no seat, unless an earlier call made one
+        except (QueueFullError, LockTimeoutError):
+            # Redis refused it: there is no seat, unless an earlier call made one.
             if self._in_doubt:
                 await finish(lambda: self._withdraw("cancelled"))
             raise
@@ -105,6 +106,7 @@ class Acquisition:
             await finish(lambda: self._withdraw("cancelled"))
             raise
         finally:
+            self._manager.owners.acquiring.discard(task)
             self._exit()
 
     def _enter(self) -> None:
@@ -125,8 +127,10 @@ class Acquisition:
         while True:
             reply = await self._ask()
             match reply:
-                case Held():
+                case Held() if clock.now() < self._sent_at + self._terms.local_lease:
                     return self._hold(reply)
+                case Held():
+                    continue  # this process was stopped for a lease: the claim is repeated, or tells how it ended
                 case Refused():
                     raise self._refusal(reply)
                 case Finished(outcome):
@@ -142,6 +146,7 @@ class Acquisition:
 
     async def _ask(self) -> AcquireReply | None:
         """One call of acquire.lua; None if Redis is away and the waiter is to be woken to try again."""
+        self._manager.check_usable()
         self._sent_at = clock.now()
         try:
             reply = await self._manager.scripts.acquire(
@@ -177,7 +182,7 @@ class Acquisition:
 
     async def _seated(self, reply: Waiting) -> bool:
         """Note the seat. Answers whether to ask again at once."""
-        manager, keys, script_terms = self._manager, self._wish.keys, self._terms.script
+        manager, keys = self._manager, self._wish.keys
         dead = self._room.seated(self._waiter, reply)
         if reply.holder_phase == "granted":
             self._room.found(reply.holder_id)
@@ -185,14 +190,24 @@ class Acquisition:
             manager.inbox.reconnect()
         if reply.foreign:
             await manager.inbox.follow_releases(keys.release_channel, keys.lock)
+        else:
+            await manager.inbox.unfollow_releases(keys.release_channel)
         if dead:
+            await self._reap(reply)
+            return True
+        return reply.more
+
+    async def _reap(self, reply: Waiting) -> None:
+        """The holder's process is gone: end its hold. If Redis went with it, the next call sees to that."""
+        manager, keys, script_terms = self._manager, self._wish.keys, self._terms.script
+        try:
             _, more = await manager.scripts.reap(
                 keys, script_terms, reply.value, "reaped", "process_gone", manager.actor
             )
             if more:
                 await manager.resume(keys, script_terms)
-            return True
-        return reply.more
+        except RedisUnavailableError as error:
+            logger.warning("could not reap the dead holder of %s now: %s", keys.lock, error)
 
     def _hold(self, reply: Held) -> Hold:
         manager, waiter = self._manager, self._waiter
@@ -233,7 +248,7 @@ class Acquisition:
             return QueueFullError(
                 f"the queue of {lock} is full: {reply.waiters} wait, max_waiters is {self._settings.max_waiters}"
             )
-        holder = f"held as {reply.value!r}" if reply.value else "not to be granted just after a restart of Redis"
+        holder = f"held by {task_of(reply.value)}" if reply.value else "not to be granted just after a restart of Redis"
         return LockTimeoutError(
             f"GPU_LOCK_TIMEOUT: {lock} is {holder}, {reply.waiters} wait; max_wait_time=0 does not queue"
         )
@@ -261,11 +276,15 @@ class Acquisition:
 
 def _describe(reply: Waiting) -> str:
     """The holder, as a person would name it."""
-    task = reply.value.removeprefix("locked_by_")
     if reply.foreign:
         return f"{reply.value!r} (set by another program)"
     if not reply.value:
         return "nobody"
     process = parse_process(reply.holder_process)
-    name = repr(task.rpartition(":")[0])
+    name = task_of(reply.value)
     return f"{name} on {process.host} pid {process.pid}" if process else name
+
+
+def task_of(value: str) -> str:
+    """The task in a lock's value, quoted; the value itself if an older program set it."""
+    return repr(value.removeprefix("locked_by_").rpartition(":")[0] or value)

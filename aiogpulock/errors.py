@@ -30,7 +30,8 @@ class NestedLockError(GpuLockError):
 class LeaseLostError(GpuLockError):
     """The lease ended before its holder released it; another holder may be at work.
 
-    `reason` says why (``lease_expired``, ``forced``, ``forced_by_monitor``, ``displaced``, ``stalled``, ``not_owner``);
+    `reason` says why (``lease_expired``, ``forced``, ``forced_by_monitor``, ``displaced``, ``stalled``, ``not_owner``,
+    ``manager_closed``);
     `fencing_token` is the token of the lost lease.
     """
 

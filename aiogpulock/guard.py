@@ -109,12 +109,15 @@ class Guard:
         return descriptor < 0
 
     def _look(self, *, reconnected: bool) -> None:
-        holds = [hold for hold in self._holds.all() if hold.state == "held" and hold.terms.max_stall > 0]
-        if not self._connected() or not holds:
+        guarded = [hold for hold in self._holds.all() if hold.terms.max_stall > 0]
+        if not self._connected() or not guarded:
             return
-        if holds[0].loop.is_closed():
-            for hold in holds:
+        if guarded[0].loop.is_closed():
+            for hold in guarded:
                 self._release(hold)
+            return
+        holds = [hold for hold in guarded if hold.state == "held"]
+        if not holds:
             return
         late = clock.now() - self._ticked_at()
         for hold in holds:
@@ -149,8 +152,10 @@ class Guard:
 
     def _release(self, hold: Hold) -> None:
         """The loop is closed: nobody is left to run the body, so the lease ends."""
-        if hold.begin_release():
-            self._call("release", hold.keys, (hold.id, hold.token, "leaked"), terms=hold.terms.script)
+        hold.begin_release()
+        if hold.state == "releasing" and self._call(
+            "release", hold.keys, (hold.id, hold.token, "leaked"), terms=hold.terms.script
+        ):
             hold.end_release()
 
     # its connection

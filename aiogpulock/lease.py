@@ -8,6 +8,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Literal, NamedTuple
 
 from aiogpulock import clock
@@ -98,8 +99,9 @@ class Hold:
             self._state, self.lost_reason = "lost", reason
         if threading.get_ident() == self._thread:
             self._tell_lost()
-        elif not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(self._tell_lost)
+        else:
+            with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+                self.loop.call_soon_threadsafe(self._tell_lost)
         return True
 
     def when_lost(self, listener: Callable[[str], None]) -> None:

@@ -53,7 +53,7 @@ async def finish(step: Callable[[], Awaitable[T]]) -> T:
 
 async def leave(manager: GpuLockManager, hold: Hold, reason: str, clean_up: CleanUp | None = None) -> Released | None:
     """End a hold. Answers what Redis said; None if it could not be reached: the lease then ends by its deadline."""
-    if hold.state == "released":
+    if hold.state == "released" or manager.forked:
         return None
     try:
         if clean_up is not None:
@@ -93,7 +93,7 @@ async def _after(manager: GpuLockManager, hold: Hold, released: Released) -> Non
     if not released.ok and hold.lost_reason is None:
         manager.incidents.count("ownership_violations", hold.keys)
     if released.more:
-        await manager.resume(hold.keys, hold.terms.script)
+        manager.resume_later(hold.keys, hold.terms.script)
 
 
 async def _emergency(manager: GpuLockManager, hold: Hold, error: GpuLockError) -> Released | None:

@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -15,7 +16,7 @@ import msgspec
 
 from aiogpulock import signals
 from aiogpulock.config import Settings, SettingsSource, redact_url
-from aiogpulock.embedded import EmbeddedServer, join
+from aiogpulock.embedded import EmbeddedServer, announce_other_server, join
 from aiogpulock.errands import Errands
 from aiogpulock.errors import (
     ConfigError,
@@ -85,6 +86,8 @@ class GpuLockManager:
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._embedded: EmbeddedServer | None = None
+        self._leave_server = ExitStack()
+        self._announced = False
         self._starting = asyncio.Lock()
         self._parts: _Parts | None = None
         self._reviving: asyncio.Task[None] | None = None
@@ -116,9 +119,14 @@ class GpuLockManager:
         return self
 
     @property
+    def forked(self) -> bool:
+        """Carried into a forked process: its connections and its leases are the parent's."""
+        return self._pid != os.getpid()
+
+    @property
     def unusable(self) -> bool:
         """Closed, or carried into a forked process."""
-        return self._closed or self._pid != os.getpid()
+        return self._closed or self.forked
 
     async def status(self) -> list[LockSnapshot]:
         """Every known lock: holder, age, queue, deadline. Raises `RedisUnavailableError`."""
@@ -160,17 +168,18 @@ class GpuLockManager:
             return
         self._closed = True
         signals.forget(self)
-        if self._parts is not None and self._pid == os.getpid():
-            await finish(lambda: self._close_parts())
+        if not self.forked:
+            await finish(self._close_parts)
 
     # what the parts call
 
     async def started(self) -> _Parts:
         """Connect on first use. Raises `RedisUnavailableError`, `AuthenticationError`, `ServerTooOldError`."""
-        self._check_usable()
+        self.check_usable()
         if self._parts is not None:
             return self._parts
         async with self._starting:
+            self.check_usable()
             if self._parts is None:
                 self._loop = asyncio.get_running_loop()
                 self._parts = await self._start()
@@ -227,15 +236,20 @@ class GpuLockManager:
 
     def leaked(self, hold: Hold) -> None:
         """A lease was garbage-collected unreleased, on whatever thread."""
-        if self._closed or self._pid != os.getpid() or hold.loop.is_closed():
+        if self.unusable:
             return
         errand = f"release of leaked {hold.id}"
-        hold.loop.call_soon_threadsafe(self._add_errand, errand, lambda: leave(self, hold, "leaked"))
+        with suppress(RuntimeError):  # the loop is closed: the guard thread releases
+            hold.loop.call_soon_threadsafe(self._add_errand, errand, lambda: leave(self, hold, "leaked"))
 
     async def resume(self, keys: LockKeys, terms: Terms) -> None:
         """Go on with a grant that looked at many dead seats."""
         while await self.scripts.resume(keys, terms):
             pass
+
+    def resume_later(self, keys: LockKeys, terms: Terms) -> None:
+        """The same, without waiting for it: nobody who leaves must hear of its failures."""
+        self._add_errand(f"resume of {keys.lock}", lambda: self.resume(keys, terms))
 
     async def withdraw(self, keys: LockKeys, terms: Terms, waiter_id: str, reason: str, inbox: str = "") -> None:
         if await self.urgent.withdraw(keys, terms, waiter_id, reason, inbox):
@@ -274,7 +288,8 @@ class GpuLockManager:
 
     # start and end
 
-    def _check_usable(self) -> None:
+    def check_usable(self) -> None:
+        """Raise `ManagerClosedError` if nothing can be acquired here any more, or not from here."""
         if self._closed:
             raise ManagerClosedError("this GpuLockManager is closed: make a new one")
         if self._pid != os.getpid():
@@ -291,6 +306,9 @@ class GpuLockManager:
                 f"gpu_lock.redis.embedded is 'require', but a Redis URL is named by {self._url_source}: "
                 "remove one of them"
             )
+        if self._url and not self._announced:
+            self._announced = True
+            await asyncio.to_thread(self._announce, self._url)
         url = self._url or await self._join_embedded()
         client = self._client(url, connections=COMMAND_CONNECTIONS)
         try:
@@ -310,9 +328,14 @@ class GpuLockManager:
             await asyncio.to_thread(self._join)
         return self._joined().url
 
+    def _announce(self, url: str) -> None:
+        """Two locks on one host are none: processes that use the embedded server are warned of this one."""
+        self._leave_server.callback(announce_other_server(url).close)
+
     def _join(self) -> None:
         """In a thread, which goes on if the caller is cancelled: the share that it takes must be known here."""
         self._embedded = join(timeout=self.connect_timeout)
+        self._leave_server.callback(self._embedded.close)
 
     def _joined(self) -> EmbeddedServer:
         if self._embedded is None:
@@ -351,18 +374,22 @@ class GpuLockManager:
     async def _revive(self, embedded: EmbeddedServer) -> None:
         try:
             await asyncio.to_thread(embedded.revive, timeout=self.connect_timeout)
-        except GpuLockError as error:
+        except (GpuLockError, OSError) as error:
             logger.warning("the embedded server cannot be started again now: %s", error)
 
     async def _close_parts(self) -> None:
+        async with self._starting:  # a start under way ends first, then is closed
+            parts = self._parts
+        if parts is not None:
+            await parts.end_waiting()
         for hold in self.holds.all():
+            hold.lose("manager_closed")  # a body must not go on unprotected
             await leave(self, hold, "leaked")
-        if self._parts is not None:
-            await self._parts.close()
+        if parts is not None:
+            await parts.close()
         if self._reviving is not None:
             await asyncio.wait([self._reviving])
-        if self._embedded is not None:
-            self._embedded.close()
+        self._leave_server.close()
 
     # messages
 
@@ -462,6 +489,14 @@ class _Parts:
         """A holder without an inbox learns of a restart only by its beats: they must come within the grace."""
         grace = self._manager.settings.gpu_lock.restart_grace
         return float("inf") if self.inbox.healthy or grace == 0 else grace / 2
+
+    async def end_waiting(self) -> None:
+        """Waiters find the manager closed, and leave the queue while there are connections."""
+        deadline = time.monotonic() + self._manager.connect_timeout
+        while any(len(room) for room in self.rooms.values()) and time.monotonic() < deadline:
+            for room in self.rooms.values():
+                room.wake_all()
+            await asyncio.sleep(0.002)
 
     async def close(self) -> None:
         for room in self.rooms.values():

@@ -59,9 +59,13 @@ def typed_error(error: BaseException, where: str) -> Exception:
     if isinstance(error, rx.AuthenticationError | rx.NoPermissionError | rx.AuthorizationError) or any(
         refused in text for refused in _REFUSED_TEXTS
     ):
-        return AuthenticationError(f"Redis at {where} refused this user: {text}. Check the password and the user's ACL")
+        return AuthenticationError(
+            f"Redis at {where} refused this user: {text.rstrip('.')}. Check the password and the user's ACL"
+        )
     if isinstance(error, _TRANSIENT) or text.startswith(_TRANSIENT_CODES):
-        return RedisUnavailableError(f"Redis at {where} is not available: {text}")
+        return RedisUnavailableError(
+            f"Redis at {where} is not available: {text.rstrip('.')}. Start it, or correct its URL"
+        )
     return ProtocolError(f"Redis at {where} answered with an error: {text}")
 
 
@@ -95,6 +99,7 @@ class RedisClient:
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
         self._answered_at = 0.0
+        self._closed = False
 
     @property
     def open_connections(self) -> int:
@@ -166,7 +171,10 @@ class RedisClient:
             raise
         finally:
             self._busy.discard(connection)
-        self._idle.append(connection)
+        if self._closed:
+            abort(connection)  # a release that outlived its manager
+        else:
+            self._idle.append(connection)
         self._answered_at = time.monotonic()
         return replies
 
@@ -183,6 +191,7 @@ class RedisClient:
 
     async def close(self) -> None:
         """Close every connection; commands under way fail. A cancellation cannot leave one open."""
+        self._closed = True
         self._close_idle()
         for connection in self._busy:
             abort(connection)

@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 import weakref
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -25,13 +26,17 @@ LEAVE_SECONDS = 5.0
 
 _managers: weakref.WeakSet[GpuLockManager] = weakref.WeakSet()
 _installed_in = 0
+_left = False
+"""Everything was left in order; only the main thread can give the signal back its default."""
 
 
 def cover(manager: GpuLockManager) -> None:
     """See to it that SIGTERM frees what `manager` holds."""
     global _installed_in
     _managers.add(manager)
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    # Ours may have been inherited by a fork: then it is this process's from now on.
+    free = signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, _on_sigterm)
+    if threading.current_thread() is threading.main_thread() and free:
         signal.signal(signal.SIGTERM, _on_sigterm)
         _installed_in = os.getpid()
 
@@ -48,8 +53,8 @@ def forget(manager: GpuLockManager) -> None:
 
 
 def _on_sigterm(signum: int, frame: FrameType | None) -> None:
-    busy = [manager for manager in _managers if len(manager.owners) and manager.running_loop.is_running()]
-    if not busy or os.getpid() != _installed_in:
+    busy = [manager for manager in _managers if _is_busy(manager)]
+    if _left or not busy or os.getpid() != _installed_in:
         _die()
         return
     remaining = set(busy)
@@ -57,9 +62,24 @@ def _on_sigterm(signum: int, frame: FrameType | None) -> None:
         manager.running_loop.call_soon_threadsafe(_start_leaving, manager, remaining)
 
 
+def _is_busy(manager: GpuLockManager) -> bool:
+    """Whether it has something to leave, and a loop to do it; in a forked child the parent's loop does not run."""
+    return not manager.unusable and len(manager.owners) > 0 and manager.running_loop.is_running()
+
+
 def _die() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Of the signal; from another thread by way of the main one, where its handler comes here again."""
+    global _left
+    _left = True
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def wait_for_the_end() -> None:
+    """In a thread whose wait was cancelled by SIGTERM: the process ends here, without a traceback."""
+    if _leaving:
+        time.sleep(LEAVE_SECONDS)
 
 
 def _start_leaving(manager: GpuLockManager, remaining: set[GpuLockManager]) -> None:
@@ -81,8 +101,10 @@ async def _leave_all(manager: GpuLockManager, remaining: set[GpuLockManager]) ->
             await asyncio.sleep(0.005)
         except asyncio.CancelledError:
             continue  # asyncio.run cancels this task too when the main one has ended
-    for hold in manager.holds.all():
-        await leave(manager, hold, "cancelled")
-    remaining.discard(manager)
-    if not remaining:
-        _die()
+    try:
+        for hold in manager.holds.all():
+            await leave(manager, hold, "cancelled")
+    finally:
+        remaining.discard(manager)
+        if not remaining:
+            _die()

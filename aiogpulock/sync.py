@@ -12,11 +12,13 @@ import os
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError as FutureCancelledError
-from contextlib import ExitStack, suppress
+from concurrent.futures import Future
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+import anyio
+from anyio.from_thread import BlockingPortal
 
 from aiogpulock import signals
 from aiogpulock.api import gpu_lock as async_gpu_lock
@@ -32,36 +34,69 @@ R = TypeVar("R")
 _mutex = threading.Lock()
 _portal: BlockingPortal | None = None
 _portal_pid = 0
-_stack = ExitStack()
+_thread: threading.Thread | None = None
+_exiting = False
 
 
 def _running_portal() -> BlockingPortal:
     """The background event loop; after a fork the child starts its own."""
-    global _portal, _portal_pid, _stack
+    global _portal, _portal_pid
     with _mutex:
         if _portal is None or _portal_pid != os.getpid():
-            _stack = ExitStack()
-            _portal = _stack.enter_context(start_blocking_portal("asyncio", name="aiogpulock-sync"))
-            _portal_pid = os.getpid()
-            atexit.register(close)
+            _portal, _portal_pid = _start(), os.getpid()
+            atexit.register(_at_exit)
         return _portal
 
 
+def _at_exit() -> None:
+    global _exiting
+    _exiting = True
+    close()
+
+
+def _start() -> BlockingPortal:
+    """Not `start_blocking_portal`: in a forked child its context would wait, when dropped, for the parent's thread."""
+    global _thread
+    started: Future[BlockingPortal] = Future()
+
+    async def serve() -> None:
+        async with BlockingPortal() as portal:
+            started.set_result(portal)
+            await portal.sleep_until_stopped()
+
+    def run() -> None:
+        try:
+            anyio.run(serve)
+        except BaseException as error:
+            # Python 3.12 starts no thread any more at exit, and the loop's very end wants one: all is closed by then.
+            if started.done() and not (_exiting and isinstance(error, RuntimeError)):
+                raise
+            if not started.done():
+                started.set_exception(error)
+
+    _thread = threading.Thread(target=run, name="aiogpulock-sync", daemon=True)
+    _thread.start()
+    return started.result()
+
+
 def close() -> None:
-    """End the background thread; what is still held is released. The next use starts a new one."""
+    """End the background thread: what is held is released, who waits is cancelled. The next use starts a new one."""
     global _portal
     with _mutex:
         portal, _portal = _portal, None
-        if portal is not None and _portal_pid == os.getpid():
-            _stack.close()
+        if portal is not None and _portal_pid == os.getpid() and _thread is not None:
+            with suppress(RuntimeError):  # it has ended
+                portal.call(portal.stop, True)
+            _thread.join()
 
 
 def _call(step: Callable[[], Awaitable[R]]) -> R:
-    """Run `step` on the background loop. Ctrl-C in this thread cancels it there, and waits for its clean-up."""
+    """Run `step` on the background loop. Ctrl-C in this thread cancels it there; its clean-up goes on there too."""
     future = _running_portal().start_task_soon(step)
     try:
         return future.result()
     except BaseException:
+        signals.wait_for_the_end()
         if not future.done():
             future.cancel()
             with suppress(FutureCancelledError, Exception):
@@ -96,9 +131,24 @@ class GpuLock:
     def acquire(self) -> Lease:
         """Wait for the GPU in this thread. Raises as the async one does."""
         owner = f"thread-{threading.get_ident()}"
-        lease = Lease(_call(lambda: self._lock.acquire_for(owner)))
+        taken: list[AsyncLease] = []
+        given_up = False
+
+        async def take() -> AsyncLease:
+            taken.append(await self._lock.acquire_for(owner))
+            if given_up:
+                await taken[0].release("cancelled")
+            return taken[0]
+
         if threading.current_thread() is threading.main_thread():
-            signals.cover(_call(default_manager))
+            signals.cover(_call(default_manager))  # before the wait: SIGTERM gives a waiter's seat back too
+        try:
+            lease = Lease(_call(take))
+        except BaseException:
+            given_up = True  # a lease that arrives with Ctrl-C has nobody else to release it
+            if taken:
+                _call(lambda: taken[0].release("cancelled"))
+            raise
         return lease
 
     def __enter__(self) -> Lease:
@@ -119,6 +169,8 @@ class GpuLock:
         """Run a plain function under the lock."""
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(f"{function!r} is async: use aiogpulock.gpu_lock, not aiogpulock.sync.gpu_lock")
+        if inspect.isgeneratorfunction(function):  # its body would run after the lock was left
+            raise TypeError(f"{function!r} is a generator: use `with aiogpulock.sync.gpu_lock(…):` inside it")
 
         @functools.wraps(function)
         def locked(*args: P.args, **kwargs: P.kwargs) -> R:

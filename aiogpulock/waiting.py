@@ -210,6 +210,10 @@ class WaitingRoom:
         if waiter is not None:
             waiter.wake()
 
+    def wake_all(self) -> None:
+        for waiter in self._waiters.values():
+            waiter.wake()
+
     # timers
 
     def _first(self) -> Waiter | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -14,6 +16,12 @@ from tests.servers import RealServer
 
 UNUSED_LOCK_KEEPS = (":done", ":fence", ":events", ":stats", ":index")
 """What an unused lock leaves behind for a while; all of it expires."""
+
+
+def pytest_configure() -> None:
+    """A shell starts background programs with SIGINT ignored; programs under test would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -61,12 +69,19 @@ async def manager(redis_url: str, redis_cleanup: redis.Redis) -> AsyncIterator[G
         yield manager
 
 
+@pytest.fixture(scope="session")
+def _embedded_directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="agl-", dir="/tmp") as directory:  # short: a socket path has 103 bytes
+        yield Path(directory) / "v1"
+
+
 @pytest.fixture(autouse=True)
-def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, _embedded_directory: Path) -> None:
     """No test sees the settings of whoever runs it, nor leaves a file beside the project's."""
     for name in list(os.environ):
         if name.startswith("AIOGPULOCK_") and name != "AIOGPULOCK_TEST_SERVER":
             monkeypatch.delenv(name)
     monkeypatch.delenv("REDIS_URL", raising=False)
+    monkeypatch.setenv("AIOGPULOCK_EMBEDDED_DIR", str(_embedded_directory))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path)

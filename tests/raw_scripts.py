@@ -58,8 +58,9 @@ class RawLock:
     def beat(self, holder: str, token: int, lease: int = 60_000, ttl: int = 600_000) -> list[Any]:
         return self.call("heartbeat", holder, token, lease, ttl)
 
-    def withdraw(self, waiter: str, reason: str = "cancelled") -> list[Any]:
-        return self.call("withdraw", waiter, reason)
+    def withdraw(self, waiter: str, reason: str = "cancelled", inbox: str = "") -> list[Any]:
+        """`inbox`: only if the waiter belongs to it."""
+        return self.call("withdraw", waiter, reason, inbox)
 
     def reassert(self, holder: str, token: int, lease: int = 60_000, inbox: str = "inbox") -> list[Any]:
         return self.call("reassert", holder, token, lease, 600_000, inbox, holder, "{}", 1, 0)

@@ -8,12 +8,13 @@ out: its process is dead.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tests.helpers import wait_until
 
@@ -48,11 +49,12 @@ class _Register:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         entered: set[str] = set()
-        while line := await reader.readline():
-            message = json.loads(line)
-            if message["do"] == "enter":
-                entered.add(message["holder"])
-            writer.write(json.dumps(self.answer(**message)).encode() + b"\n")
+        with contextlib.suppress(ConnectionError):  # killed with an answer unread
+            while line := await reader.readline():
+                message = json.loads(line)
+                if message["do"] == "enter":
+                    entered.add(message["holder"])
+                writer.write(json.dumps(self.answer(**message)).encode() + b"\n")
         for holder in entered:
             self.inside.pop(holder, None)
         writer.close()
@@ -66,8 +68,8 @@ class RegisterClient:
         self._socket.connect(path)
         self._lines = self._socket.makefile("rb")
 
-    def call(self, do: str, holder: str = "", token: int = 0) -> dict[str, Any]:
-        self._socket.sendall(json.dumps({"do": do, "holder": holder, "token": token}).encode() + b"\n")
+    def call(self, do: str, holder: str = "", token: int = 0, **more: Any) -> dict[str, Any]:
+        self._socket.sendall(json.dumps({"do": do, "holder": holder, "token": token, **more}).encode() + b"\n")
         answer: dict[str, Any] = json.loads(self._lines.readline())
         return answer
 
@@ -89,9 +91,11 @@ class RegisterClient:
 class RegisterProcess:
     """The register as tests use it: started, asked, ended."""
 
+    PROGRAM: ClassVar[str] = "tests.register"
+
     def __init__(self, directory: Path) -> None:
         self.path = str(directory / "r")
-        command = [sys.executable, "-m", "tests.register", self.path]
+        command = [sys.executable, "-m", self.PROGRAM, self.path]
         self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"ready\n"

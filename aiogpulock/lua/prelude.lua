@@ -242,7 +242,8 @@ local function restart_grace_left()
     elseif f.run then
       f.since = now
     else
-      f.since = now - (tonumber(info:match('uptime_in_seconds:(%d+)')) or 0) * 1000
+      -- The difference of two clocks cut to seconds: up to 1 s more than the server has been up.
+      f.since = now - math.max(0, (tonumber(info:match('uptime_in_seconds:(%d+)')) or 0) - 1) * 1000
     end
     f.run = run
     redis.call('HSET', FENCE, 'run', run, 'since', f.since)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ LONG: dict[str, Any] = {"heartbeat": {"interval": 10, "timeout": 30}}
 SHORT: dict[str, Any] = {"heartbeat": {"interval": 0.5, "timeout": 2}}
 
 
-def test_the_next_waiter_is_in_at_once_after_the_holder_is_killed(server: RealServer, crew: Crew, lock: RawLock) -> None:
+def test_the_next_waiter_is_in_at_once_after_the_holder_is_killed(
+    server: RealServer, crew: Crew, lock: RawLock
+) -> None:
     holder, waiter = crew.start(server.url, **LONG), crew.start(server.url, **LONG)
     holder.tell("acquire", name="a")
     token = holder.expect("held")["token"]
@@ -59,7 +62,7 @@ def test_twenty_killed_holders_in_a_row_are_each_replaced_at_once(
         worker.tell("acquire", name=str(number))
         wait_until(lambda number=number: len(lock.queue) == number, description=f"{number} waiters in the queue")
     delays = []
-    for dying, following in zip(workers, workers[1:], strict=False):
+    for dying, following in itertools.pairwise(workers):
         killed_at = dying.kill()
         delays.append(following.expect("held")["at"] - killed_at)
     assert max(delays) < 2, delays

@@ -17,9 +17,7 @@ from tests.workers import Crew
 pytestmark = pytest.mark.integration
 
 
-async def test_no_deadlock_on_task_crash(
-    manager: GpuLockManager, redis_url: str, crew: Crew, lock: RawLock
-) -> None:
+async def test_no_deadlock_on_task_crash(manager: GpuLockManager, redis_url: str, crew: Crew, lock: RawLock) -> None:
     """A body that raises, a task that is cancelled and a process that is killed: the next one gets the lock."""
     entered: list[int] = []
 
@@ -49,9 +47,7 @@ async def test_no_deadlock_on_task_crash(
         await waiter
 
 
-async def test_concurrent_lock_acquisition(
-    redis_url: str, redis_cleanup: redis.Redis, manager: GpuLockManager
-) -> None:
+async def test_concurrent_lock_acquisition(redis_url: str, redis_cleanup: redis.Redis, manager: GpuLockManager) -> None:
     """100 tasks of two managers: one at a time, each once, tokens strictly increasing."""
     inside = most = 0
     served: list[tuple[int, int]] = []

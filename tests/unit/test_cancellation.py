@@ -59,6 +59,11 @@ class Scene:
         except AssertionError as error:
             raise AssertionError(f"left after {where}: {found()}") from error
 
+    def go_cold(self) -> None:
+        """The next command connects anew: more awaits before it is sent."""
+        self.manager.parts.client._close_idle()
+        self.manager.parts._urgent_client._close_idle()
+
     def hand_over(self, lease: Lease) -> Callable[[], None]:
         """What releases `lease` at once, whoever runs: the next waiter is granted in the same step."""
         terms = (2000, 0, "")
@@ -104,7 +109,7 @@ async def test_acquire_of_a_held_lock_whose_grant_comes_at_that_moment(
         lease = await other.lock(0).acquire()
         cut = Cut(number, moment, more=more, meanwhile=scene.hand_over(lease))
         task = asyncio.create_task(_await(cut(scene.manager.lock(0).acquire())))
-        await eventually(lambda: cut.fired or _waits(scene.manager, cut), description="the cut, or a seat")
+        await eventually(lambda cut=cut: cut.fired or _waits(scene.manager), description="the cut, or a seat")
         reached = cut.fired
         if not reached:
             task.cancel()  # it waits, and has no further await
@@ -126,7 +131,7 @@ async def test_acquire_of_a_held_lock_that_is_handed_on(
         lease = await other.lock(0).acquire()
         cut = Cut(number, moment, more=more)
         task = asyncio.create_task(_await(cut(scene.manager.lock(0).acquire())))
-        await eventually(lambda: task.done() or _waits(scene.manager, cut), description="the cut, or a seat")
+        await eventually(lambda task=task: task.done() or _waits(scene.manager), description="the cut, or a seat")
         await lease.release()
         if not await ended(task, cut):
             await task.result().release()
@@ -141,6 +146,7 @@ async def test_giving_up_after_max_wait_time(scene: Scene, other: GpuLockManager
     for number in itertools.count(1):
         lease = await other.lock(0).acquire()
         hand_over = scene.hand_over(lease)
+        scene.go_cold()
         # A cut of the wait itself would be one of the tests above: the grant comes while it gives up.
         cut = Cut(number, moment, more=more, meanwhile=hand_over)
         task = asyncio.create_task(_await(cut(scene.manager.lock(0, max_wait_time=0.03).acquire())))
@@ -156,7 +162,10 @@ async def test_giving_up_after_max_wait_time(scene: Scene, other: GpuLockManager
 @moments
 @times
 @pytest.mark.parametrize("waiting", [False, True], ids=["nobody waits", "somebody waits"])
-async def test_leaving_the_body(scene: Scene, other: GpuLockManager, moment: Moment, more: int, waiting: bool) -> None:
+@pytest.mark.parametrize("cold", [False, True], ids=["connected", "not connected"])
+async def test_leaving_the_body(
+    scene: Scene, other: GpuLockManager, moment: Moment, more: int, waiting: bool, cold: bool
+) -> None:
     async def enter_and_leave(cut: Cut) -> None:
         lock = scene.manager.lock(0)
         await lock.__aenter__()
@@ -171,6 +180,8 @@ async def test_leaving_the_body(scene: Scene, other: GpuLockManager, moment: Mom
         if waiting:
             waiter = asyncio.create_task(other.lock(0).acquire())
             await waiters(other, 1)
+        if cold:
+            scene.go_cold()
         go.set()
         reached = await ended(task, cut)
         if waiting:
@@ -270,7 +281,7 @@ async def _await(operation: Awaitable[Lease]) -> Lease:
     return await operation
 
 
-def _waits(manager: GpuLockManager, cut: Cut) -> bool:
+def _waits(manager: GpuLockManager) -> bool:
     """Whether a waiter has its seat and sleeps."""
     return any(
         waiter.reply is not None and waiter._woken._waiters

@@ -4,7 +4,6 @@ import dataclasses
 import io
 import logging
 import os
-import timeit
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -732,10 +731,3 @@ def test_errors_at_construction_are_raised(file: Path) -> None:
     file.write_text("gpu_lock: 5")
     with pytest.raises(ConfigError):
         SettingsSource(file, environ={})
-
-
-@pytest.mark.performance
-def test_a_throttled_look_costs_almost_nothing(file: Path) -> None:
-    file.write_text("")
-    source = SettingsSource(file, environ={}, look_every=3600)
-    assert min(timeit.repeat(source.current, number=10_000, repeat=5)) / 10_000 < 2e-6

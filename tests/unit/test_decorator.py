@@ -115,9 +115,7 @@ async def test_an_async_generator_holds_the_lock_from_its_first_step_to_its_end(
     generator = tokens(2)
     assert inspect.isasyncgen(generator)
     assert await value(manager) == "free"
-    seen = []
-    async for number in generator:
-        seen.append((number, await value(manager) != "free"))
+    seen = [(number, await value(manager) != "free") async for number in generator]
     assert seen == [(0, True), (1, True)]
     assert await value(manager) == "free"
 

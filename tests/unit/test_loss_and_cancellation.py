@@ -7,7 +7,7 @@ import asyncio
 import anyio
 import pytest
 
-from aiogpulock import GpuLockManager, LeaseLostError
+from aiogpulock import GpuLockManager, Lease, LeaseLostError
 from tests.unit.support import FOREVER, current, force
 
 
@@ -27,6 +27,25 @@ async def test_an_outside_cancellation_wins(manager: GpuLockManager) -> None:
     task = asyncio.create_task(work())
     await inside.wait()
     await force(manager)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+
+
+async def test_an_outside_cancellation_wins_also_when_both_come_as_one(manager: GpuLockManager) -> None:
+    inside = asyncio.Event()
+    leases: list[Lease] = []
+
+    async def work() -> None:
+        async with manager.lock(0) as lease:
+            leases.append(lease)
+            inside.set()
+            await asyncio.sleep(FOREVER)
+
+    task = asyncio.create_task(work())
+    await inside.wait()
+    leases[0]._hold.lose("forced")
+    task.cancel("from outside")
     with pytest.raises(asyncio.CancelledError):
         await task
     assert task.cancelled()

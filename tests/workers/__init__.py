@@ -24,8 +24,8 @@ Event = dict[str, Any]
 class Worker:
     """One process of ``python -m tests.workers``.
 
-    It reads commands from stdin and reports events on stdout, JSON lines both. Every event has `event`, and `at`: seconds on
-    the clock of `aiogpulock.clock`, the same for all processes of a machine.
+    It reads commands from stdin and reports events on stdout, JSON lines both. Every event has `event`, and `at`:
+    seconds on the clock of `aiogpulock.clock`, the same for all processes of a machine.
     """
 
     def __init__(self, program: str, config: dict[str, Any], env: dict[str, str]) -> None:
@@ -33,22 +33,26 @@ class Worker:
         self.events: list[Event] = []
         self._seen = 0
         self._changed = threading.Condition()
-        self._stderr = tempfile.TemporaryFile()
-        self._process = subprocess.Popen(
-            [sys.executable, "-X", "dev", "-W", "ignore::DeprecationWarning", "-m", "tests.workers", program]
-            + [json.dumps(config)],
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        self._process = self._spawn(config, env)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _spawn(self, config: dict[str, Any], env: dict[str, str]) -> Any:
+        """A `subprocess.Popen`, or what behaves like one."""
+        return subprocess.Popen(
+            [sys.executable, "-X", "dev", "-m", "tests.workers", self.program, json.dumps(config)],
             env={**os.environ, "PYTHONPATH": str(ROOT), **env},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             start_new_session=True,
         )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        pid: int = self._process.pid
+        return pid
 
     @property
     def errors(self) -> str:
@@ -111,7 +115,8 @@ class Worker:
 
     def wait(self, timeout: float = WAIT) -> int:
         """The exit status; negative: ended by that signal."""
-        return self._process.wait(timeout)
+        status: int = self._process.wait(timeout)
+        return status
 
     def close(self) -> None:
         """End it: in order if it can, by SIGKILL if it must."""
@@ -140,10 +145,20 @@ class Crew:
         """Pids of workers whose stderr may hold a traceback."""
 
     def start(
-        self, url: str, *, program: str = "driven", boot: str = "", register: str = "", ready: bool = True, **settings: Any
+        self,
+        url: str,
+        *,
+        program: str = "driven",
+        boot: str = "",
+        register: str = "",
+        ready: bool = True,
+        **settings: Any,
     ) -> Worker:
-        """A worker with a manager on `url`. Another `boot` id puts it, for the others, on another host."""
-        config = {"url": url, "register": register, "settings": settings}
+        """A worker with a manager on `url`. Another `boot` id puts it, for the others, on another host.
+
+        Without a `restart_grace` there is none: the server may just have been started for this test.
+        """
+        config = {"url": url, "register": register, "settings": {"restart_grace": 0} | settings}
         worker = Worker(program, config, {"AIOGPULOCK_BOOT_ID": boot} if boot else {})
         self._workers.append(worker)
         if ready:

@@ -81,6 +81,14 @@ class Driven:
         for number in range(tasks):
             self._tasks[f"loop {number}"] = asyncio.create_task(self._loop(number, gpu, hold, options))
 
+    def status(self) -> None:
+        """Report the keys of all known locks."""
+        self._tasks["status"] = asyncio.create_task(self._status())
+
+    def force(self, gpu: int) -> None:
+        """End the holder as an operator would."""
+        self._tasks["force"] = asyncio.create_task(self._force(gpu))
+
     def stop_looping(self) -> None:
         self._looping = False
 
@@ -103,8 +111,12 @@ class Driven:
                 self._register.exit(lease.holder_id)
 
     async def _hold(self, name: str, gpu: int, hold: float | None, options: dict[str, Any]) -> None:
+        def lost(reason: str) -> None:
+            say("lost", name=name, reason=reason)
+
+        lock = self._manager.lock(gpu, task_name=name, on_lost=lost, **options)
         try:
-            async with self._manager.lock(gpu, task_name=name, **options) as lease, self._inside(lease):
+            async with lock as lease, self._inside(lease):
                 say("held", name=name, token=lease.fencing_token, id=lease.holder_id)
                 if hold is None:
                     await self._release[name].wait()
@@ -118,6 +130,12 @@ class Driven:
             raise
         else:
             say("left", name=name)
+
+    async def _status(self) -> None:
+        say("status", locks=[lock.key for lock in await self._manager.status()])
+
+    async def _force(self, gpu: int) -> None:
+        say("forced", ended=await self._manager.force_release(gpu))
 
     async def _crowd(self, count: int, gpu: int, options: dict[str, Any]) -> None:
         served: list[tuple[int, str]] = []

@@ -23,7 +23,7 @@ OTHER_WAY = "or set REDIS_URL to a server of yours"
 
 @dataclass(frozen=True)
 class Files:
-    """The paths in one embedded server's directory. `_embedded_supervisor.py` knows four of them by name."""
+    """The paths in one embedded server's directory. `supervisor.py` knows four of them by name."""
 
     directory: Path
 
@@ -65,14 +65,23 @@ def default_directory() -> Path:
 
     ``AIOGPULOCK_EMBEDDED_DIR`` replaces it; programs that share a GPU must agree on it.
     """
-    if chosen := os.environ.get("AIOGPULOCK_EMBEDDED_DIR"):
-        return Path(chosen)
+    if chosen := _named_directory():
+        return chosen
     return Path(f"/tmp/aiogpulock-{os.geteuid()}", LAYOUT)  # noqa: S108 - ownership, mode and links are checked
 
 
+def _named_directory() -> Path | None:
+    named = os.environ.get("AIOGPULOCK_EMBEDDED_DIR")
+    return Path(named).absolute() if named else None
+
+
 def prepare(directory: Path | None) -> Files:
-    """Makes the directory where it is missing and refuses one that another user could have a hand in."""
-    chosen = default_directory() if directory is None else directory.absolute()
+    """Makes the directory where it is missing and refuses one that another user could have a hand in.
+
+    Of a directory that somebody named, what it lies in is theirs to choose.
+    """
+    named = _named_directory() if directory is None else directory.absolute()
+    chosen = named or default_directory()
     files = Files(chosen)
     length = len(os.fsencode(files.socket))
     if length > SOCKET_PATH_LIMIT:
@@ -80,7 +89,7 @@ def prepare(directory: Path | None) -> Files:
             f"the path {files.socket} is too long for a unix socket ({length} bytes, at most {SOCKET_PATH_LIMIT}); "
             f"use a shorter directory, {OTHER_WAY}"
         )
-    for level in (chosen.parent, chosen) if directory is None else (chosen,):
+    for level in (chosen,) if named else (chosen.parent, chosen):
         _make_private(level)
     return files
 

@@ -23,8 +23,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from aiogpulock._embedded_binary import ServerBinary, find_server_binary
-from aiogpulock._embedded_files import (
+from aiogpulock.embedded.binary import ServerBinary, find_server_binary
+from aiogpulock.embedded.files import (
     OTHER_WAY,
     Files,
     drop_lock,
@@ -36,8 +36,7 @@ from aiogpulock._embedded_files import (
     try_lock,
     wait_lock,
 )
-from aiogpulock._embedded_neighbours import (
-    OtherServer,
+from aiogpulock.embedded.neighbours import (
     announce_other_server,
     forget_what_was_said,
     say_once,
@@ -45,21 +44,13 @@ from aiogpulock._embedded_neighbours import (
 )
 from aiogpulock.errors import ManagerClosedError, RedisUnavailableError
 
-__all__ = [
-    "EmbeddedServer",
-    "OtherServer",
-    "ServerBinary",
-    "ServerRun",
-    "announce_other_server",
-    "find_server_binary",
-    "join",
-]
+__all__ = ["EmbeddedServer", "ServerRun", "announce_other_server", "find_server_binary", "join"]
 
 DEFAULT_TIMEOUT = 5.0  # seconds
 DEFAULT_LINGER = 10.0  # seconds; a shell loop of short jobs keeps one server, with its history
 ASK_TIMEOUT = 1.0  # seconds that a server gets to answer one question
 ASK_INTERVAL = 0.003  # seconds between two questions to a server that starts
-SUPERVISOR = Path(__file__).with_name("_embedded_supervisor.py")
+SUPERVISOR = Path(__file__).with_name("supervisor.py")
 
 
 @dataclass(frozen=True)

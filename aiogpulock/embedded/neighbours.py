@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from aiogpulock._embedded_files import Files, drop_lock, is_locked, open_lock, prepare, wait_lock
+from aiogpulock.embedded.files import Files, drop_lock, is_locked, open_lock, prepare, wait_lock
 from aiogpulock.errors import GpuLockError
 
 LOGGER = logging.getLogger("aiogpulock.embedded")

@@ -1,6 +1,6 @@
 """Owns the embedded server's process: starts it, sleeps while it has users, stops it when the last one has left.
 
-Run as `python -I -S _embedded_supervisor.py DIRECTORY BINARY LINGER_SECONDS` by the process that holds boot.lock;
+Run as `python -I -S supervisor.py DIRECTORY BINARY LINGER_SECONDS` by the process that holds boot.lock;
 standard library only, since nothing of the starting program may be needed once it is gone. The started process returns
 when the supervisor proper has server.lock; stdout and stderr are the log.
 
@@ -81,6 +81,7 @@ class Supervisor:
             self.leave()
 
     def wait_for_socket(self) -> None:
+        """Deleted before it was ever seen here, ms after it came, the socket is missed at the timeout only."""
         deadline = time.monotonic() + SOCKET_TIMEOUT
         while self.socket_id is None:
             self.socket_id = identity(self.socket)

@@ -1,0 +1,5 @@
+"""``python -m aiogpulock`` is the command ``aiogpulock``."""
+
+from aiogpulock.cli import main
+
+main()

@@ -1,0 +1,69 @@
+"""The verbs and their options. What a verb does is imported when it runs."""
+
+from __future__ import annotations
+
+import click
+
+
+def _show_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    if not wanted or ctx.resilient_parsing:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        click.echo(f"aiogpulock {version('aiogpulock')}")
+    except PackageNotFoundError:
+        click.echo("aiogpulock, not installed")
+    ctx.exit()
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
+def aiogpulock() -> None:
+    """A GPU lock for async Python: FIFO, event-driven, crash-safe, over Redis."""
+
+
+@aiogpulock.command()
+@click.option(
+    "--workers",
+    type=click.IntRange(2, 32),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="How many processes contend.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(1, 3600),
+    default=8,
+    show_default=True,
+    metavar="S",
+    help="For how long they contend.",
+)
+@click.option(
+    "--redis-url",
+    metavar="URL",
+    help="Use this Redis instead of the embedded server.",
+)
+def demo(workers: int, seconds: float, redis_url: str | None) -> None:
+    """Watch processes take turns on one GPU lock, and one of them die.
+
+    Several worker processes contend for GPU 0. Midway the one that holds it is killed with SIGKILL; the next one enters
+    as soon as the kernel tells that it is dead. No GPU is needed and none is touched.
+
+    A referee that knows nothing of Redis compares the times at which the workers say that they entered and left. The
+    exit status is 0 if no two of them were inside at once and the fencing tokens rose, else 1.
+
+    The demo has a namespace of its own, which it removes at the end. It reads no settings, and without --redis-url it
+    always uses the embedded server, whatever REDIS_URL says.
+    """
+    from aiogpulock.cli.demo import run_demo
+
+    raise SystemExit(run_demo(workers, seconds, redis_url))

@@ -1,0 +1,171 @@
+"""Faults of processes: killed, frozen, blocked, forked."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, ClassVar
+
+from aiogpulock import clock
+from tests.faults.arena import Arena, Stuck
+from tests.faults.fault import CLAIM_WINDOW, LEASE, LONG_LEASE, SLACK, Fault
+
+
+class KillHolder(Fault):
+    name, what = "kill-holder", "SIGKILL of the holder, waiters on the same host"
+
+    settings: ClassVar[dict[str, Any]] = LONG_LEASE
+
+    def cycle(self, arena: Arena) -> float:
+        victim, _ = arena.capture()
+        arena.pause(0.02)
+        killed_at = victim.kill()
+        entered = arena.next(killed_at, bound=self.bound, not_by=victim)
+        arena.bury(victim)
+        arena.fill()
+        return float(entered["at"] - killed_at)
+
+
+class KillHolderElsewhere(KillHolder):
+    name, what = "kill-holder-elsewhere", "SIGKILL of the holder, waiters on other hosts"
+    bound: ClassVar[float] = LEASE + SLACK
+    settings: ClassVar[dict[str, Any]] = {}
+
+    def begin(self, arena: Arena) -> None:
+        arena.boots = (f"host {number}" for number in itertools.count())
+
+
+class KillWaiter(Fault):
+    name, what = "kill-waiter", "SIGKILL of a waiter, first in line or not"
+    bound: ClassVar[float] = CLAIM_WINDOW + SLACK
+
+    def cycle(self, arena: Arena) -> float:
+        holder, entry = arena.capture()
+        victim = arena.workers[arena.random.choice(arena.await_waiters(2))]
+        arena.pause(0.02)
+        victim.kill()
+        arena.pause(0.005)
+        recovered = self.hand_over(arena, holder, entry)
+        arena.bury(victim)
+        arena.fill()
+        return recovered
+
+
+class KillGrantee(Fault):
+    name, what = "kill-grantee", "SIGKILL of the first in line as it is granted"
+    bound: ClassVar[float] = CLAIM_WINDOW + SLACK
+
+    def cycle(self, arena: Arena) -> float:
+        _, entry = arena.capture()
+        victim = arena.workers[arena.await_waiters(2)[0]]
+        freed_at = arena.judge.free(entry["holder"])
+        arena.pause(0.002)
+        killed_at = victim.kill()
+        entered = arena.next(freed_at, bound=self.bound, not_by=victim)
+        arena.bury(victim)
+        arena.fill()
+        return max(0.0, float(entered["at"] - killed_at))
+
+
+class StopHolder(Fault):
+    name, what = "stop-holder", "SIGSTOP of the holder past its lease, then SIGCONT"
+    bound: ClassVar[float] = LEASE + SLACK
+    must_bite = "stale"
+
+    def cycle(self, arena: Arena) -> float:
+        victim, entry = arena.capture()
+        arena.pause(0.1)
+        stopped_at = clock.now()
+        victim.stop()
+        entered = arena.next(stopped_at, bound=self.bound, not_by=victim)
+        arena.pause(0.02)
+        victim.cont()
+        victim.tell("write", name="blind", holder=entry["holder"], token=entry["token"])
+        if victim.find("lost", timeout=SLACK, token=entry["token"]) is None:
+            arena.violations.append(f"no loss: token {entry['token']} of pid {victim.pid} woke up past its lease")
+            arena.judge.free(entry["holder"])
+        return float(entered["at"] - stopped_at)
+
+
+class StopLoneHolder(Fault):
+    name, what = "stop-lone-holder", "SIGSTOP past the lease while nobody waits: it must not be taken up again"
+    bound: ClassVar[float] = LEASE + SLACK
+    workers = 1
+
+    def cycle(self, arena: Arena) -> float:
+        victim, entry = arena.capture()
+        arena.pause(0.1)
+        victim.stop()
+        arena.pause(LEASE + 0.1, least=LEASE)
+        continued_at = clock.now()
+        victim.cont()
+        if victim.find("lost", timeout=SLACK, token=entry["token"]) is None:
+            arena.violations.append(f"no loss: token {entry['token']} of pid {victim.pid} woke up past its lease")
+            arena.judge.free(entry["holder"])
+        return float(arena.next(continued_at, bound=self.bound)["at"] - continued_at)
+
+
+class StopWaiter(Fault):
+    name, what = "stop-waiter", "SIGSTOP of the first in line; it costs one claim window, and keeps its place"
+    bound: ClassVar[float] = CLAIM_WINDOW + SLACK
+
+    def cycle(self, arena: Arena) -> float:
+        holder, entry = arena.capture()
+        victim = arena.workers[arena.await_waiters(2)[0]]
+        victim.stop()
+        try:
+            recovered = self.hand_over(arena, holder, entry)
+            arena.pause(0.05)
+        finally:
+            victim.cont()
+        own = arena.judge.capture(victim.pid, timeout=self.bound)
+        if not own:
+            raise Stuck(f"waiter {victim.pid} was never served after SIGCONT")
+        arena.judge.free(own["holder"])
+        return recovered
+
+
+class BlockedLoop(Fault):
+    name, what = "blocked-loop", "the holder's event loop blocked past its lease: the guard thread beats"
+    seconds: ClassVar[float] = LEASE + 0.5
+
+    def cycle(self, arena: Arena) -> float:
+        victim, entry = arena.capture()
+        blocked_at = clock.now()
+        victim.tell("block", seconds=self.seconds)
+        during = arena.judge.next(blocked_at, victim.pid, timeout=self.seconds - 0.1)
+        if during:
+            arena.violations.append(f"overlap: {during['token']} entered while {entry['token']} ran a blocking call")
+        victim.said_since("unblocked", blocked_at)
+        recovered = self.hand_over(arena, victim, entry)
+        self.check_kept(arena, victim, entry)
+        return recovered
+
+
+class Fork(Fault):
+    name, what = "fork", "the holder forks: the child is refused its manager, the parent goes on"
+
+    def cycle(self, arena: Arena) -> float:
+        victim, entry = arena.capture()
+        arena.pause(0.01)
+        forked_at = clock.now()
+        victim.tell("fork")
+        child = victim.said_since("forked", forked_at)["child"]
+        if victim.find("child refused", pid=child) is None:
+            arena.violations.append(f"the forked child {child} could use its parent's manager")
+        arena.pause(0.05)
+        recovered = self.hand_over(arena, victim, entry)
+        self.check_kept(arena, victim, entry)
+        return recovered
+
+
+class Repeated(Fault):
+    name, what = "repeated-calls", "every script call sent twice, and old ones again"
+    config: ClassVar[dict[str, Any]] = {"repeating": True}
+
+    def cycle(self, arena: Arena) -> float:
+        victim, entry = arena.capture()
+        arena.pause(0.3)
+        recovered = self.hand_over(arena, victim, entry)
+        self.check_kept(arena, victim, entry)
+        arena.pause(0.05)
+        return recovered

@@ -1,0 +1,104 @@
+"""Ctrl-C and SIGTERM in a holder or in a waiter: the lock is free at once, and the program ends as it would without us.
+
+The programs run under another boot id, so that nobody can find their death by a pidfd.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import pytest
+
+from tests.helpers import wait_until
+from tests.raw_scripts import RawLock
+from tests.servers import RealServer
+from tests.workers import Crew
+
+pytestmark = pytest.mark.integration
+
+SETTINGS: dict[str, Any] = {"heartbeat": {"interval": 20, "timeout": 60}, "max_wait_time": None}
+ENDINGS = [
+    pytest.param(signal.SIGTERM, -signal.SIGTERM, id="SIGTERM"),
+    pytest.param(signal.SIGINT, -signal.SIGINT, id="Ctrl-C"),
+]
+
+
+@pytest.mark.parametrize("program", ["one_hold", "thread_hold"])
+@pytest.mark.parametrize(("signum", "status"), ENDINGS)
+def test_a_signal_to_the_holder_frees_the_lock_at_once(
+    server: RealServer, crew: Crew, lock: RawLock, signum: signal.Signals, status: int, program: str
+) -> None:
+    holder = crew.start(server.url, program=program, boot="other", **SETTINGS)
+    crew.may_complain.add(holder.pid)
+    waiter = crew.start(server.url, **SETTINGS)
+    holder.expect("held")
+    waiter.tell("acquire", name="waiter")
+    wait_until(lambda: lock.queue, description="a waiter in the queue")
+    holder.signal(signum)
+    waiter.expect("held", timeout=10)
+    assert lock.holder["dirty"] == ""
+    assert holder.wait(10) == status
+    check_stderr(holder.errors, signum)
+
+
+@pytest.mark.parametrize("program", ["one_hold", "thread_hold"])
+@pytest.mark.parametrize(("signum", "status"), ENDINGS)
+def test_a_signal_to_a_waiter_takes_it_out_of_the_queue_at_once(
+    server: RealServer, crew: Crew, lock: RawLock, signum: signal.Signals, status: int, program: str
+) -> None:
+    lock.hold("by hand")
+    waiter = crew.start(server.url, program=program, boot="other", **SETTINGS)
+    crew.may_complain.add(waiter.pid)
+    wait_until(lambda: lock.queue, description="a waiter in the queue")
+    waiter.signal(signum)
+    assert waiter.wait(10) == status
+    assert lock.queue == []
+    check_stderr(waiter.errors, signum)
+
+
+def check_stderr(errors: str, signum: signal.Signals) -> None:
+    """SIGTERM says nothing. Ctrl-C shows Python's own KeyboardInterrupt, as without us, and no second traceback."""
+    if signum == signal.SIGTERM:
+        assert errors == ""
+        return
+    lines = errors.splitlines()
+    assert lines[-1] == "KeyboardInterrupt"
+    assert "never retrieved" not in errors
+    assert "Exception ignored" not in errors
+    assert "Task was destroyed" not in errors
+
+
+def test_a_driven_worker_with_many_waiters_leaves_in_order_on_sigterm(
+    server: RealServer, crew: Crew, lock: RawLock
+) -> None:
+    worker = crew.start(server.url, boot="other", **SETTINGS)
+    worker.tell("acquire", name="holder")
+    worker.expect("held")
+    worker.tell("crowd", count=50)
+    wait_until(lambda: len(lock.queue) == 50, description="50 waiters")
+    worker.signal(signal.SIGTERM)
+    assert worker.wait(10) == -signal.SIGTERM
+    assert worker.find("cancelled", name="holder") is not None, "the body was cancelled, and its clean-up ran"
+    assert lock.value is None
+    assert lock.queue == []
+
+
+def test_a_program_with_its_own_sigterm_handler_ends_in_its_own_way(
+    server: RealServer, crew: Crew, lock: RawLock
+) -> None:
+    program = crew.start(server.url, program="own_sigterm", **SETTINGS)
+    program.expect("held")
+    program.signal(signal.SIGTERM)
+    program.expect("own handler")
+    program.expect("body goes on")
+    assert lock.value is not None
+    program.expect("body ended")
+    assert program.wait(10) == 0
+    assert lock.value is None
+
+
+def test_an_idle_manager_does_not_keep_sigterm_from_ending_the_process(server: RealServer, crew: Crew) -> None:
+    worker = crew.start(server.url)
+    worker.signal(signal.SIGTERM)
+    assert worker.wait(10) == -signal.SIGTERM
