@@ -132,12 +132,13 @@ class HonestStore(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.both = Both(self.client)
+        self.both.listen(self.both.runner.keys.release_channel, listens=True)
         self.tokens: dict[str, int] = {}
         self.arrivals: dict[str, int] = {}
 
     def teardown(self) -> None:
-        for inbox in INBOXES:
-            self.both.listen(inbox, listens=False)
+        for channel in list(self.both.listeners):
+            self.both.listen(channel, listens=False)
 
     @rule(
         waiter=ids,
@@ -185,9 +186,9 @@ class HonestStore(RuleBasedStateMachine):
         value = self.both.client.get(self.both.keys[0]) if seen else None
         self.both.run("reap", WINDOW_MS, GRACE_MS, "", value or "locked_by_x:y", outcome, outcome, "operator")
 
-    @rule()
-    def snapshot(self) -> None:
-        self.both.run("snapshot", 0, 0, "", 10)
+    @rule(listed=st.sampled_from([1, 10]))
+    def snapshot(self, listed: int) -> None:
+        self.both.run("snapshot", 0, 0, "", listed)
 
     @rule()
     def resume(self) -> None:
