@@ -142,6 +142,19 @@ def test_a_holder_from_old_data_is_displaced_by_a_higher_token_and_told(lock: Ra
     assert lock.beat("old", old)[0] == "done"
 
 
+@pytest.mark.parametrize("ending", ["released", "reaped"])
+def test_the_fence_alone_forbids_the_return_of_an_ended_lease(lock: RawLock, ending: str) -> None:
+    """Outcomes are kept for two minutes, and a partition may last longer."""
+    token = lock.hold("a")
+    if ending == "released":
+        lock.release("a", token)
+    else:
+        lock.reap(lock.value or "", "reaped", "process_gone")
+    lock.client.delete(lock.key("done"))
+    assert lock.reassert("a", token)[0] == "other"
+    assert lock.value is None
+
+
 def test_a_release_of_a_forgotten_lease_forbids_its_return(lock: RawLock) -> None:
     token = lock.hold("a")
     lock.client.flushall()

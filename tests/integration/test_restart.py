@@ -53,7 +53,9 @@ def hand_over(holder: Worker, waiter: Worker, register: RegisterProcess) -> None
 def test_a_lease_goes_on_over_a_restart_without_data(
     own_server: RealServer, lone_crew: Crew, register: RegisterProcess, kind: str
 ) -> None:
-    settings = {"use_event_driven": False} if kind == "polling" else {}
+    settings: dict[str, Any] = {"use_event_driven": kind != "polling"}
+    if kind != "blocked":  # no guard thread: the loop itself must notice
+        settings["heartbeat"] = SETTINGS["heartbeat"] | {"max_stall": 0}
     holder, waiter, _ = held_and_awaited(own_server, lone_crew, register, **settings)
     holder_id = holder.expect("held")["id"]
     if kind == "blocked":
