@@ -19,6 +19,7 @@ class Disturbance(Fault):
     """Something is done to the server while one holds and two wait; then the holder leaves."""
 
     keeps: ClassVar[bool] = True
+    patient = True
 
     def cycle(self, arena: Arena) -> float:
         victim, entry = arena.capture()
@@ -120,6 +121,7 @@ class Restart(Disturbance):
 
     data: ClassVar[Literal["kept", "lost", "old"]]
     blocked: ClassVar[bool] = False
+    patient = False
     bound: ClassVar[float] = GRACE + RECONNECT + CLAIM_WINDOW + SLACK
     settings: ClassVar[dict[str, Any]] = {"heartbeat": {"interval": 0.25, "timeout": 4.0}}
 
