@@ -88,6 +88,9 @@ class Acquisition:
     async def run(self) -> Hold:
         """The hold, or `LockTimeoutError`, `QueueFullError`, `RedisUnavailableError`, …"""
         self._enter()
+        task = asyncio.current_task()
+        if task is not None:
+            self._manager.owners.acquiring.add(task)
         try:
             async with asyncio.timeout(self._settings.max_wait_time or None):
                 return await self._until_held()
@@ -103,6 +106,7 @@ class Acquisition:
             await finish(lambda: self._withdraw("cancelled"))
             raise
         finally:
+            self._manager.owners.acquiring.discard(task)
             self._exit()
 
     def _enter(self) -> None:
@@ -232,7 +236,7 @@ class Acquisition:
             return QueueFullError(
                 f"the queue of {lock} is full: {reply.waiters} wait, max_waiters is {self._settings.max_waiters}"
             )
-        holder = f"held as {reply.value!r}" if reply.value else "not to be granted just after a restart of Redis"
+        holder = f"held by {task_of(reply.value)}" if reply.value else "not to be granted just after a restart of Redis"
         return LockTimeoutError(
             f"GPU_LOCK_TIMEOUT: {lock} is {holder}, {reply.waiters} wait; max_wait_time=0 does not queue"
         )
@@ -260,11 +264,15 @@ class Acquisition:
 
 def _describe(reply: Waiting) -> str:
     """The holder, as a person would name it."""
-    task = reply.value.removeprefix("locked_by_")
     if reply.foreign:
         return f"{reply.value!r} (set by another program)"
     if not reply.value:
         return "nobody"
     process = parse_process(reply.holder_process)
-    name = repr(task.rpartition(":")[0])
+    name = task_of(reply.value)
     return f"{name} on {process.host} pid {process.pid}" if process else name
+
+
+def task_of(value: str) -> str:
+    """The task in a lock's value, quoted; the value itself if an older program set it."""
+    return repr(value.removeprefix("locked_by_").rpartition(":")[0] or value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from aiogpulock.default import default_manager
+from aiogpulock.errors import ConfigError
 from aiogpulock.lock import GpuLock
 from aiogpulock.manager import GpuLockManager
 
@@ -25,6 +26,8 @@ def gpu_lock(gpu_id: int | str = 0, *, manager: GpuLockManager | None = None, **
     Raises:
         InvalidGpuError, ConfigError: at once, before any connection.
     """
+    if manager is not None and not isinstance(manager, GpuLockManager):
+        raise ConfigError(f"gpu_lock(manager={manager!r}): must be a GpuLockManager")
     if manager is not None:
         return manager.lock(gpu_id, **options)
     return GpuLock(gpu_id, default_manager, **options)

@@ -60,7 +60,9 @@ def check_namespace(namespace: str) -> str:
 def check_gpu_id(gpu_id: int | str) -> str:
     """Return the id as text, or raise `InvalidGpuError`."""
     if isinstance(gpu_id, bool) or not isinstance(gpu_id, int | str):
-        raise InvalidGpuError(f"gpu_id {gpu_id!r} is a {type(gpu_id).__name__}: pass an index (0) or a name ('cuda:0')")
+        raise InvalidGpuError(
+            f"gpu_id {gpu_id!r} is a {type(gpu_id).__name__}: pass an index or a name: gpu_lock(0), @gpu_lock('cuda:0')"
+        )
     if isinstance(gpu_id, int) and gpu_id < 0:
         raise InvalidGpuError(f"gpu_id {gpu_id} is negative: GPU indices start at 0")
     text = str(gpu_id)

@@ -50,6 +50,11 @@ class GpuLock:
         self._gpu_id = check_gpu_id(gpu_id)
         if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > HIGHEST_PRIORITY:
             raise ConfigError(f"gpu_lock(priority={priority!r}): must be a whole number from -100 to 100, higher first")
+        if task_name is not None and not isinstance(task_name, str):
+            raise ConfigError(f"gpu_lock(task_name={task_name!r}): must be text")
+        for name, hook in (("cleanup", cleanup), ("on_lost", on_lost)):
+            if hook is not None and not callable(hook):
+                raise ConfigError(f"gpu_lock({name}={hook!r}): must be callable")
         self._find_manager = find_manager
         self._task_name = clean_task_name(task_name) if task_name is not None else None
         self._priority = priority

@@ -13,6 +13,8 @@ class Owners:
 
     def __init__(self) -> None:
         self._owners: set[tuple[str, object]] = set()
+        self.acquiring: set[asyncio.Task[Any]] = set()
+        """The tasks that wait, for themselves or for a thread."""
 
     def __len__(self) -> int:
         return len(self._owners)
@@ -28,5 +30,5 @@ class Owners:
         self._owners.discard((keys.lock, owner))
 
     def tasks(self) -> set[asyncio.Task[Any]]:
-        """Those that are asyncio tasks."""
-        return {owner for _, owner in self._owners if isinstance(owner, asyncio.Task)}
+        """Those that can be cancelled: the ones that wait, and holders that are tasks."""
+        return self.acquiring | {owner for _, owner in self._owners if isinstance(owner, asyncio.Task)}

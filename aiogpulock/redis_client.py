@@ -59,9 +59,13 @@ def typed_error(error: BaseException, where: str) -> Exception:
     if isinstance(error, rx.AuthenticationError | rx.NoPermissionError | rx.AuthorizationError) or any(
         refused in text for refused in _REFUSED_TEXTS
     ):
-        return AuthenticationError(f"Redis at {where} refused this user: {text}. Check the password and the user's ACL")
+        return AuthenticationError(
+            f"Redis at {where} refused this user: {text.rstrip('.')}. Check the password and the user's ACL"
+        )
     if isinstance(error, _TRANSIENT) or text.startswith(_TRANSIENT_CODES):
-        return RedisUnavailableError(f"Redis at {where} is not available: {text}")
+        return RedisUnavailableError(
+            f"Redis at {where} is not available: {text.rstrip('.')}. Start it, or correct its URL"
+        )
     return ProtocolError(f"Redis at {where} answered with an error: {text}")
 
 

@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 import weakref
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -73,6 +74,12 @@ def _die() -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def wait_for_the_end() -> None:
+    """In a thread whose wait was cancelled by SIGTERM: the process ends here, without a traceback."""
+    if _leaving:
+        time.sleep(LEAVE_SECONDS)
 
 
 def _start_leaving(manager: GpuLockManager, remaining: set[GpuLockManager]) -> None:

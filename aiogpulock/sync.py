@@ -35,6 +35,7 @@ _mutex = threading.Lock()
 _portal: BlockingPortal | None = None
 _portal_pid = 0
 _thread: threading.Thread | None = None
+_exiting = False
 
 
 def _running_portal() -> BlockingPortal:
@@ -43,8 +44,14 @@ def _running_portal() -> BlockingPortal:
     with _mutex:
         if _portal is None or _portal_pid != os.getpid():
             _portal, _portal_pid = _start(), os.getpid()
-            atexit.register(close)
+            atexit.register(_at_exit)
         return _portal
+
+
+def _at_exit() -> None:
+    global _exiting
+    _exiting = True
+    close()
 
 
 def _start() -> BlockingPortal:
@@ -61,9 +68,11 @@ def _start() -> BlockingPortal:
         try:
             anyio.run(serve)
         except BaseException as error:
-            if started.done():
+            # Python 3.12 starts no thread any more at exit, and the loop's very end wants one: all is closed by then.
+            if started.done() and not (_exiting and isinstance(error, RuntimeError)):
                 raise
-            started.set_exception(error)
+            if not started.done():
+                started.set_exception(error)
 
     _thread = threading.Thread(target=run, name="aiogpulock-sync", daemon=True)
     _thread.start()
@@ -82,11 +91,12 @@ def close() -> None:
 
 
 def _call(step: Callable[[], Awaitable[R]]) -> R:
-    """Run `step` on the background loop. Ctrl-C in this thread cancels it there, and waits for its clean-up."""
+    """Run `step` on the background loop. Ctrl-C in this thread cancels it there; its clean-up goes on there too."""
     future = _running_portal().start_task_soon(step)
     try:
         return future.result()
     except BaseException:
+        signals.wait_for_the_end()
         if not future.done():
             future.cancel()
             with suppress(FutureCancelledError, Exception):
@@ -121,9 +131,24 @@ class GpuLock:
     def acquire(self) -> Lease:
         """Wait for the GPU in this thread. Raises as the async one does."""
         owner = f"thread-{threading.get_ident()}"
-        lease = Lease(_call(lambda: self._lock.acquire_for(owner)))
+        taken: list[AsyncLease] = []
+        given_up = False
+
+        async def take() -> AsyncLease:
+            taken.append(await self._lock.acquire_for(owner))
+            if given_up:
+                await taken[0].release("cancelled")
+            return taken[0]
+
         if threading.current_thread() is threading.main_thread():
-            signals.cover(_call(default_manager))
+            signals.cover(_call(default_manager))  # before the wait: SIGTERM gives a waiter's seat back too
+        try:
+            lease = Lease(_call(take))
+        except BaseException:
+            given_up = True  # a lease that arrives with Ctrl-C has nobody else to release it
+            if taken:
+                _call(lambda: taken[0].release("cancelled"))
+            raise
         return lease
 
     def __enter__(self) -> Lease:
@@ -144,6 +169,8 @@ class GpuLock:
         """Run a plain function under the lock."""
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(f"{function!r} is async: use aiogpulock.gpu_lock, not aiogpulock.sync.gpu_lock")
+        if inspect.isgeneratorfunction(function):  # its body would run after the lock was left
+            raise TypeError(f"{function!r} is a generator: use `with aiogpulock.sync.gpu_lock(…):` inside it")
 
         @functools.wraps(function)
         def locked(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,6 +16,12 @@ from tests.servers import RealServer
 
 UNUSED_LOCK_KEEPS = (":done", ":fence", ":events", ":stats", ":index")
 """What an unused lock leaves behind for a while; all of it expires."""
+
+
+def pytest_configure() -> None:
+    """A shell starts background programs with SIGINT ignored; programs under test would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,8 @@ class Stay:
     entered_at: float
     left_at: float = math.inf
     """Infinite: it has not left."""
+    killed: bool = False
+    """It did not leave: the worker died."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,17 @@ def exit_code(verdict: Verdict) -> int:
 
 
 def hand_offs(stays: Iterable[Stay]) -> list[float]:
-    """Seconds from a body's end to the next one's start, wherever the next worker was already waiting."""
+    """Seconds from a body's end to the next one's start, wherever the next worker was already waiting.
+
+    What follows a killed one is a recovery and no hand-off.
+    """
     ordered = sorted(stays, key=lambda stay: stay.entered_at)
     pairs = itertools.pairwise(ordered)
-    return [after.entered_at - before.left_at for before, after in pairs if after.asked_at <= before.left_at]
+    return [
+        after.entered_at - before.left_at
+        for before, after in pairs
+        if after.asked_at <= before.left_at and not before.killed
+    ]
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -99,4 +108,6 @@ class Referee:
 
     def died(self, worker: str, *, killed_at: float, last_sign: float) -> None:
         """A killed worker was inside until the kill at least, and until its last sign of life if that came later."""
+        if worker in self._inside:
+            self._inside[worker] = replace(self._inside[worker], killed=True)
         self.left(worker, max(killed_at, last_sign))

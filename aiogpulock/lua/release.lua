@@ -15,6 +15,8 @@ local ours = holder and not foreign and holder.id == id and holder.token == toke
 local forgotten = not foreign and fence().token <= token and (not holder or holder.token < token)
 
 if not ours and not forgotten then
+  -- An older program set its value over ours: our record must not hold the lock when that value is gone.
+  if foreign and holder and holder.id == id then redis.call('DEL', HOLDER, BEAT) end
   return {'other', value or (holder and value_of(holder)) or ''}
 end
 

@@ -42,12 +42,13 @@ def test_a_signal_to_the_holder_frees_the_lock_at_once(
     check_stderr(holder.errors, signum)
 
 
+@pytest.mark.parametrize("program", ["one_hold", "thread_hold"])
 @pytest.mark.parametrize(("signum", "status"), ENDINGS)
 def test_a_signal_to_a_waiter_takes_it_out_of_the_queue_at_once(
-    server: RealServer, crew: Crew, lock: RawLock, signum: signal.Signals, status: int
+    server: RealServer, crew: Crew, lock: RawLock, signum: signal.Signals, status: int, program: str
 ) -> None:
     lock.hold("by hand")
-    waiter = crew.start(server.url, program="one_hold", boot="other", **SETTINGS)
+    waiter = crew.start(server.url, program=program, boot="other", **SETTINGS)
     crew.may_complain.add(waiter.pid)
     wait_until(lambda: lock.queue, description="a waiter in the queue")
     waiter.signal(signum)

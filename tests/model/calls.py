@@ -215,7 +215,7 @@ class Caller:
                 raise AssertionError(call)
 
     def _order_broken(self, before: State, after: State, subscribed: frozenset[str], call: Call) -> str:
-        """First come, first served, but for waiters that could not take the lock. Names one that was passed over."""
+        """First come, first served, but for those that could not be given the lock. Names one that was passed over."""
         assert after.holder
         given = after.holder.id
         unclaimed = before.holder if before.holder and before.holder.phase == "granted" else None

@@ -51,7 +51,7 @@ class Config(NamedTuple):
     lease: int = 3
     margin: int = 1
     ttl: int = 3
-    grace: int = 2
+    grace: int = 1
     fallback: int = 5
     poll: int = 2
     expires: int = 7
@@ -65,37 +65,33 @@ def push(count: int, **changes: int) -> tuple[ClientSpec, ...]:
 CONFIGS = {
     config.name: config
     for config in (
-        *(Config(f"q{n}", push(2), Faults(crash=1, reply=1, message=1, data=1, stall=n)) for n in range(5)),
-        *(Config(f"t{n}", push(3), Faults(crash=1, reply=1, message=1, data=1, stall=n)) for n in range(5)),
-        Config("s2", push(2), Faults(slow=1, quit=1, stall=1)),
-        Config("s3", push(3), Faults(slow=1, quit=1, stall=1)),
-        Config("sr", push(2), Faults(slow=1, quit=1, reply=1, data=1, stall=1)),
-        Config("s2t", push(2, turns=2), Faults(slow=1, quit=1, reply=1)),
-        Config("p3", (ClientSpec(0, polls=True), ClientSpec(1), ClientSpec(2)), Faults(crash=1, quit=1, stall=2)),
-        Config(
-            "pp", (ClientSpec(0, polls=True), ClientSpec(1, polls=True), ClientSpec(2)), Faults(data=1, quit=1, stall=1)
-        ),
-        Config("prio", (ClientSpec(0), ClientSpec(1), ClientSpec(2, priority=1)), Faults(message=1, quit=1, stall=1)),
-        Config(
-            "once",
-            (ClientSpec(0), ClientSpec(1), ClientSpec(2, may_wait=False)),
-            Faults(message=1, crash=1, quit=1, stall=1),
-        ),
-        Config("cut", push(3), Faults(cut=1, restart=1, refuse=1, stall=1)),
-        Config("shared", (ClientSpec(0), ClientSpec(0), ClientSpec(1)), Faults(message=1, crash=1, quit=1, stall=1)),
-        Config("shared2", (ClientSpec(0), ClientSpec(0), ClientSpec(1)), Faults(slow=1, reply=1, cut=1)),
-        Config(
-            "pslow",
-            (ClientSpec(0, polls=True), ClientSpec(1)),
-            Faults(slow=1, reply=1, data=1, crash=1, quit=1, stall=2),
-        ),
-        Config("o2all", push(2), Faults(old=1, crash=1, message=1, reply=1, stall=2)),
-        Config("turns", push(2, turns=2), Faults(crash=1, reply=1, data=1, stall=1)),
-        Config("sall", push(2), Faults(slow=2, quit=1, reply=1, data=1, stall=1)),
-        Config("delays", push(3), Faults(slow=1, quit=1, reply=1, crash=1)),
-        Config("o2", push(2), Faults(old=1, stall=1)),
-        Config("o3", push(3), Faults(old=1, stall=1)),
-        Config("o2r", push(2), Faults(old=1, reply=1, quit=1, slow=1)),
-        Config("ci", push(3), Faults(crash=1, reply=1, message=1, data=1, quit=1, slow=1)),
+        # three programs, and one of each fault that the promise names
+        Config("faults", push(3), Faults(crash=1, reply=1, message=1, data=1, stall=1)),
+        Config("delays", push(2), Faults(slow=1, quit=1, reply=1, data=1, stall=1)),
+        Config("guard", push(2), Faults(slow=2, quit=1, data=1)),
+        Config("queue", push(3), Faults(slow=1, quit=1, stall=1)),
+        Config("turns", push(2, turns=2), Faults(slow=1, reply=1, quit=1)),
+        Config("polls", (ClientSpec(0, polls=True), ClientSpec(1), ClientSpec(2)), Faults(crash=1, quit=1, stall=2)),
+        Config("priority", (*push(2), ClientSpec(2, priority=1)), Faults(message=1, quit=1, stall=1)),
+        Config("once", (*push(2), ClientSpec(2, may_wait=False)), Faults(crash=1, message=1, quit=1, stall=1)),
+        Config("shared", (ClientSpec(0), ClientSpec(0), ClientSpec(1)), Faults(crash=1, message=1, quit=1, stall=1)),
+        Config("old-data", push(3), Faults(old=1, stall=1)),
+        Config("restart", push(3), Faults(restart=1, cut=1, refuse=1)),
+        Config("small", push(2), Faults(crash=1, reply=1, message=1, data=1)),
+        # larger ones, for a quiet hour
+        Config("late", push(3), Faults(crash=1, reply=1, message=1, data=1, stall=3)),
+        Config("twice", push(3), Faults(crash=2, reply=1, message=2, data=1, stall=1)),
+        Config("delays-3", push(3), Faults(slow=1, quit=1, reply=1, crash=1, data=1)),
+        Config("four", push(4), Faults(crash=1, reply=1, message=1)),
+        Config("old-data-3", push(3), Faults(old=1, crash=1, message=1, reply=1, stall=1)),
+        Config("slow-polls", (ClientSpec(0, polls=True), *push(3)[1:]), Faults(slow=1, reply=1, data=1, quit=1)),
     )
 }
+
+SUITES = {
+    "ci": (
+        "faults", "delays", "guard", "queue", "turns", "polls", "priority", "once", "shared", "old-data", "restart",
+    ),
+    "large": ("late", "twice", "delays-3", "four", "old-data-3", "slow-polls"),
+}  # fmt: skip
+"""Several configurations under one name."""

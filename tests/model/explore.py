@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from tests.model.configs import Config
 from tests.model.normal import POLL_SLACK, State
-from tests.model.world import FINISHED, HELD, IDLE, WAIT, Rules, World, name
+from tests.model.rules import Rules
+from tests.model.worlds import FINISHED, HELD, IDLE, WAIT, World, name
 
 _UNKNOWN = -1
 
@@ -153,8 +154,8 @@ class Explorer:
             inbox = state.inbox(seat.inbox) if seat else None
             if client.phase != WAIT or client.turn != turn or not inbox or not inbox.expires:
                 continue
-            able = inbox.next_check + POLL_SLACK > 0 if inbox.mode == "poll" else not inbox.deaf and client.subscribed
-            if able:
+            on_time, reachable = inbox.next_check + POLL_SLACK > 0, not inbox.deaf and client.subscribed
+            if on_time if inbox.mode == "poll" else reachable:
                 return f"the lock is free and {queued} could have it, but nobody tells it"
         return ""
 

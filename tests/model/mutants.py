@@ -1,4 +1,6 @@
-"""Planted bugs: edits of the shipped scripts, and what catches each. ``python -m tests.model.mutants`` prints the matrix.
+"""Planted bugs: edits of the shipped scripts, and what catches each.
+
+``python -m tests.model.mutants`` prints the matrix.
 
 Each edit asserts that its text is there exactly once, so a change of the scripts cannot leave a bug unplanted. A killer
 is a configuration of the explorer (its shortest trace is the evidence) or a test of `test_rules.py`.
@@ -157,8 +159,8 @@ MUTANTS = (
             Edit(
                 "prelude",
                 "if not holder or foreign or holder.deadline > now then return end",
-                "if not holder or foreign or math.min(holder.deadline, holder.since + (tonumber(ARGV[10]) or 1e15)) > now "
-                "then return end",
+                "if not holder or foreign then return end\n"
+                "  if math.min(holder.deadline, holder.since + (tonumber(ARGV[10]) or 1e15)) > now then return end",
             ),
         ),
     ),
@@ -339,8 +341,8 @@ MUTANTS = (
             Edit(
                 "prelude",
                 "  if holder.phase == 'granted' then\n    end_unclaimed()\n  elseif restart_grace_left() == 0",
-                "  if restart_grace_left() > 0 then return end\n  if holder.phase == 'granted' then\n    end_unclaimed()\n"
-                "  elseif restart_grace_left() == 0",
+                "  if restart_grace_left() > 0 then return end\n"
+                "  if holder.phase == 'granted' then\n    end_unclaimed()\n  elseif restart_grace_left() == 0",
             ),
         ),
     ),

@@ -73,6 +73,16 @@ def test_only_a_worker_that_was_waiting_makes_a_hand_off() -> None:
     assert hand_offs(stays) == [0.25]
 
 
+def test_what_follows_a_kill_is_no_hand_off() -> None:
+    referee = Referee()
+    referee.entered("a", 5, asked_at=0.0, at=1.0)
+    referee.entered("b", 6, asked_at=0.0, at=2.5)
+    referee.died("a", killed_at=2.0, last_sign=1.9)
+    referee.left("b", 3.0)
+    referee.entered("c", 7, asked_at=0.0, at=3.5)
+    assert hand_offs(referee.stays) == [0.5]
+
+
 def test_percentiles_are_values_that_occurred() -> None:
     values = [float(value) for value in range(100, 0, -1)]
     assert [percentile(values, percent) for percent in (50, 99, 100)] == [50.0, 99.0, 100.0]

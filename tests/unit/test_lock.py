@@ -204,14 +204,13 @@ async def test_max_wait_time_over_names_position_holder_and_time_waited(manager:
 
 async def test_max_wait_time_zero_tries_once_and_says_who_holds_it(manager: GpuLockManager) -> None:
     lock = manager.lock(0, max_wait_time=0)
-    async with held_elsewhere(manager, task_name="asr") as other:
+    async with held_elsewhere(manager, task_name="asr"):
         with pytest.raises(LockTimeoutError) as caught:
             await lock.acquire()
         [seen] = await manager.status()
         assert seen.waiters == 0
     assert str(caught.value) == (
-        f"GPU_LOCK_TIMEOUT: gpu_lock:0 is held as 'locked_by_asr:{other.holder_id}', 0 wait; "
-        "max_wait_time=0 does not queue"
+        "GPU_LOCK_TIMEOUT: gpu_lock:0 is held by 'asr', 0 wait; max_wait_time=0 does not queue"
     )
     async with lock:
         pass
@@ -298,3 +297,10 @@ async def test_a_forgotten_lease_is_released_also_where_warnings_are_errors(mana
         return await current(manager) is None
 
     await eventually(free, description="the leaked lease to be released")
+
+
+@pytest.mark.parametrize("option", [{"task_name": 5}, {"cleanup": 5}, {"on_lost": "x"}, {"manager": 5}])
+def test_an_option_of_the_wrong_type_is_refused_at_once(option: dict[str, Any]) -> None:
+    [(name, value)] = option.items()
+    with pytest.raises(ConfigError, match=re.escape(f"gpu_lock({name}={value!r}): must be ")):
+        gpu_lock(0, **option)

@@ -166,6 +166,24 @@ def test_a_program_with_threads_ends_without_a_word(client: redis.Redis) -> None
     assert done.communicate(timeout=60) == ("in\n", "")
 
 
+def test_a_thread_that_outlives_the_main_one_keeps_its_lease_to_the_end(client: redis.Redis) -> None:
+    program = """
+import threading, time
+from aiogpulock.sync import gpu_lock
+def work():
+    with gpu_lock(0) as lease:
+        inside.set()
+        time.sleep(0.5)
+        lease.check()
+        print("kept", flush=True)
+inside = threading.Event()
+threading.Thread(target=work).start()
+inside.wait()
+"""
+    assert start(program).communicate(timeout=60) == ("kept\n", "")
+    assert client.get(VALUE) is None
+
+
 def test_ctrl_c_in_a_waiting_thread_leaves_the_queue_at_once(client: redis.Redis) -> None:
     with sync.gpu_lock(0):
         waiter = start(WAIT)
@@ -176,9 +194,11 @@ def test_ctrl_c_in_a_waiting_thread_leaves_the_queue_at_once(client: redis.Redis
         assert client.zcard(QUEUE) == 0
 
 
-def test_ctrl_c_in_a_holding_thread_frees_the_lock(client: redis.Redis) -> None:
+@pytest.mark.parametrize("delay_ms", [0, 1, 3, 10, 50])
+def test_ctrl_c_in_a_holding_thread_frees_the_lock(client: redis.Redis, delay_ms: int) -> None:
     holder = start(WAIT.replace('print("in")', "import time; time.sleep(60)"))
-    wait_until(lambda: client.exists(VALUE), description="the other program to hold")
+    wait_until(lambda: client.exists(VALUE), description="the other program to hold", interval=0.001)
+    time.sleep(delay_ms / 1000)  # the lease may still be on its way to the thread
     holder.send_signal(signal.SIGINT)
     out, err = holder.communicate(timeout=60)
     assert (out, err) == ("interrupted\n", "")
@@ -206,3 +226,11 @@ with gpu_lock(0) as lease:
     print("parent in", flush=True)
 """
     assert start(program).communicate(timeout=60) == ("child in\nchild out\nparent in\n", "")
+
+
+def test_a_generator_function_is_refused_since_its_body_would_run_unlocked() -> None:
+    with pytest.raises(TypeError, match="is a generator"):
+
+        @sync.gpu_lock(0)
+        def numbers() -> Iterator[int]:
+            yield 1

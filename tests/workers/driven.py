@@ -111,8 +111,12 @@ class Driven:
                 self._register.exit(lease.holder_id)
 
     async def _hold(self, name: str, gpu: int, hold: float | None, options: dict[str, Any]) -> None:
+        def lost(reason: str) -> None:
+            say("lost", name=name, reason=reason)
+
+        lock = self._manager.lock(gpu, task_name=name, on_lost=lost, **options)
         try:
-            async with self._manager.lock(gpu, task_name=name, **options) as lease, self._inside(lease):
+            async with lock as lease, self._inside(lease):
                 say("held", name=name, token=lease.fencing_token, id=lease.holder_id)
                 if hold is None:
                     await self._release[name].wait()

@@ -1,0 +1,174 @@
+"""The blocking calls to NVML, in the thread of `nvml` alone. Nothing else imports nvidia-ml-py."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from aiogpulock import clock
+from aiogpulock.gpu.records import GpuDevice, MemoryReading, NvmlError, NvmlStatus, ProcessMemory
+
+UNINITIALIZED = 1
+
+STATUS_OF_CODE: dict[int, tuple[NvmlStatus, str]] = {
+    3: ("not_supported", "this device or driver has no such figure"),
+    4: ("no_permission", "no permission"),
+    6: ("not_found", "no such device on this host"),
+    9: ("no_nvml", "the NVIDIA driver is not loaded"),
+    10: ("timeout", "the NVIDIA driver timed out"),
+    12: ("no_nvml", "libnvidia-ml.so.1 is not there: no NVIDIA driver on this host, or not in this container"),
+    13: ("not_supported", "this driver has no such function"),
+    15: ("gpu_lost", "the GPU has fallen off the bus"),
+    16: ("gpu_lost", "the GPU needs a reset"),
+    18: ("no_nvml", "the NVIDIA library and the loaded driver differ in version: reboot, or reload the driver"),
+    25: ("not_supported", "this driver does not know this version of the call"),
+    28: ("not_found", "no such GPU on this host"),
+}
+"""By NVML's code; any other is "unknown"."""
+
+_NO_VERSION_2 = (2, 3, 13, 25, 999)
+"""What drivers answer to the second version of the memory call where they lack it, WSL's among them."""
+
+
+@contextlib.contextmanager
+def _typed(what: str) -> Iterator[Any]:
+    """Gives pynvml; its errors come out as `NvmlError`."""
+    try:
+        import pynvml
+    except ImportError:
+        raise NvmlError("no_nvml", "nvidia-ml-py is not installed") from None
+    try:
+        yield pynvml
+    except pynvml.NVMLError as error:
+        code = int(error.value)
+        status, text = STATUS_OF_CODE.get(code, ("unknown", "unknown error"))
+        raise NvmlError(status, f"NVML {what}: {text} (code {code})", code) from None
+
+
+def start() -> None:
+    with _typed("start") as nvml:
+        nvml.nvmlInit()
+
+
+def stop() -> None:
+    with _typed("shutdown") as nvml:
+        nvml.nvmlShutdown()
+
+
+def after_fork() -> None:
+    """The parent's thread may have been inside: its lock is held by nobody now."""
+    with _typed("fork") as nvml:
+        nvml.libLoadLock = threading.Lock()
+
+
+def version() -> str:
+    with _typed("driver version") as nvml:
+        return str(nvml.nvmlSystemGetDriverVersion())
+
+
+def devices() -> tuple[GpuDevice, ...]:
+    with _typed("device count") as nvml:
+        count = nvml.nvmlDeviceGetCount()
+    return tuple(device for index in range(count) for device in _gpu(index))
+
+
+def _gpu(index: int) -> Iterator[GpuDevice]:
+    """One sick GPU does not hide the others."""
+    try:
+        with _typed(f"GPU {index}") as nvml:
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            uuid, name = nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle)
+        mig = _mig_enabled(handle)
+    except NvmlError as error:
+        yield GpuDevice("", index, "", fault=str(error))
+        return
+    yield GpuDevice(uuid, index, name, mig_enabled=mig)
+    if mig:
+        yield from _mig_devices(handle, uuid)
+
+
+def _mig_enabled(handle: Any) -> bool:
+    try:
+        with _typed("MIG mode") as nvml:
+            return bool(nvml.nvmlDeviceGetMigMode(handle)[0])
+    except NvmlError as error:
+        if error.status == "not_supported":
+            return False
+        raise
+
+
+def _mig_devices(handle: Any, parent: str) -> Iterator[GpuDevice]:
+    with _typed("MIG devices") as nvml:
+        most = nvml.nvmlDeviceGetMaxMigDeviceCount(handle)
+    for index in range(most):
+        try:
+            with _typed(f"MIG device {index}") as nvml:
+                mig = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+                yield GpuDevice(nvml.nvmlDeviceGetUUID(mig), None, nvml.nvmlDeviceGetName(mig), parent=parent)
+        except NvmlError as error:
+            if error.status != "not_found":
+                raise
+
+
+def read(uuid: str, *, processes: bool, version: int | None) -> MemoryReading:
+    with _typed(f"device {uuid}") as nvml:
+        handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+    memory, seen = _memory(handle, uuid, version)
+    if not memory.total:  # systems whose GPU shares the host's memory
+        raise NvmlError("not_supported", f"NVML memory of {uuid}: the device has no memory of its own")
+    return MemoryReading(
+        uuid=uuid,
+        at=clock.now(),
+        total=int(memory.total),
+        used=int(memory.used),
+        reserved=int(memory.reserved) if seen == 2 else None,
+        version=seen,
+        processes=_processes(handle) if processes else None,
+    )
+
+
+def _memory(handle: Any, uuid: str, version: int | None) -> tuple[Any, Literal[1, 2]]:
+    if version != 1:
+        try:
+            with _typed(f"memory of {uuid}") as nvml:
+                return nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2), 2
+        except NvmlError as error:
+            if version == 2 or error.code not in _NO_VERSION_2:
+                raise
+    with _typed(f"memory of {uuid}") as nvml:
+        return nvml.nvmlDeviceGetMemoryInfo(handle), 1
+
+
+def _processes(handle: Any) -> tuple[ProcessMemory, ...] | None:
+    """One process may be on both lists, with the same figure. None if the driver keeps either for itself."""
+    found: dict[int, int | None] = {}
+    try:
+        for entry in _listed(handle, "nvmlDeviceGetComputeRunningProcesses"):
+            found[entry.pid] = entry.usedGpuMemory
+        for entry in _listed(handle, "nvmlDeviceGetGraphicsRunningProcesses"):
+            before = found.get(entry.pid, 0)
+            known = before is not None and entry.usedGpuMemory is not None
+            found[entry.pid] = max(before or 0, entry.usedGpuMemory or 0) if known else None
+    except NvmlError as error:
+        if error.status in ("not_supported", "no_permission"):
+            return None
+        raise
+    if any(_is_mps(pid) for pid in found):
+        return None  # the MPS server stands for all its clients: whose memory it is, the list does not tell
+    return tuple(ProcessMemory(pid, size) for pid, size in sorted(found.items()))
+
+
+def _is_mps(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text("utf-8", "replace").startswith("nvidia-cuda-mps")
+    except OSError:
+        return False
+
+
+def _listed(handle: Any, function: str) -> list[Any]:
+    with _typed("process list") as nvml:
+        call: Callable[[Any], list[Any]] = getattr(nvml, function)
+        return call(handle)

@@ -1,0 +1,105 @@
+"""Gives memory back before it is verified: the caches of libraries that the program itself has imported, no others.
+
+They run in a thread. A failure is logged, told to the caller to be counted, and harms nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from aiogpulock import clock
+from aiogpulock.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+Outcome = Literal["done", "not_imported", "failed", "late"]
+
+
+class Reclaimed(msgspec.Struct, frozen=True):
+    """What one reclaimer did."""
+
+    name: str
+    outcome: Outcome
+    seconds: float
+    error: str = ""
+
+
+def _gc() -> bool:
+    gc.collect()
+    return True
+
+
+def _torch() -> bool:
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        return False
+    if torch.cuda.is_initialized():  # emptying the cache of a program that never used CUDA would make a context
+        torch.cuda.empty_cache()
+    return True
+
+
+def _cupy() -> bool:
+    cupy: Any = sys.modules.get("cupy")
+    if cupy is None:
+        return False
+    cupy.get_default_memory_pool().free_all_blocks()
+    cupy.get_default_pinned_memory_pool().free_all_blocks()
+    return True
+
+
+RECLAIMERS: dict[str, Callable[[], bool]] = {"gc": _gc, "torch": _torch, "cupy": _cupy}
+"""By the name in ``gpu_memory.cleanup``; each answers whether its module was there."""
+
+
+def check_reclaimers(names: Sequence[str], key: str) -> None:
+    """Raise `ConfigError` for a name that is none."""
+    for name in names:
+        if name not in RECLAIMERS:
+            raise ConfigError(f"{key}: {name!r} is no reclaimer; known are {', '.join(RECLAIMERS)}")
+
+
+async def reclaim(names: Sequence[str], *, timeout: float = 10.0) -> tuple[Reclaimed, ...]:
+    """Run the reclaimers in this order, `timeout` seconds for all of them. Never raises but for cancellation.
+
+    The thread is a daemon: a reclaimer that hangs in the driver does not keep the program from ending.
+    """
+    results: list[Reclaimed] = []
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+    def finished() -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(done.set)
+
+    def work() -> None:
+        try:
+            for name in names:
+                results.append(_run(name))  # noqa: PERF401 - what is done by the timeout is reported
+        finally:
+            finished()
+
+    threading.Thread(target=work, name="aiogpulock-reclaim", daemon=True).start()
+    try:
+        async with asyncio.timeout(timeout):
+            await done.wait()
+    except TimeoutError:
+        logger.warning("the reclaimer %s did not end within %g s", names[len(results)], timeout)
+    so_far = tuple(results)
+    return (*so_far, *(Reclaimed(name, "late", timeout) for name in names[len(so_far) :]))
+
+
+def _run(name: str) -> Reclaimed:
+    started = clock.now()
+    try:
+        there = RECLAIMERS[name]()
+    except Exception as error:
+        logger.exception("the reclaimer %s failed", name)
+        return Reclaimed(name, "failed", clock.now() - started, f"{type(error).__name__}: {error}")
+    return Reclaimed(name, "done" if there else "not_imported", clock.now() - started)

@@ -1,0 +1,78 @@
+"""What NVML told, as frozen records. Sizes are bytes."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from aiogpulock.errors import GpuLockError
+
+NvmlStatus: TypeAlias = Literal[
+    "no_nvml", "gpu_lost", "not_found", "not_supported", "no_permission", "timeout", "wedged", "unknown"
+]
+"""Why there is no reading; the memory verdict of each is ``unverifiable``.
+
+no_nvml: no library (12), driver not loaded (9), library and driver of different versions (18) · gpu_lost: fell off the
+bus (15) or needs a reset (16) · not_found: no such device here (6, 28) · not_supported: the device or the driver has no
+such figure (3, 13, 25) · no_permission (4) · timeout: the driver said so (10), or other calls took the time · wedged: a
+call did not come back within its deadline · unknown: everything else (999).
+"""
+
+
+class NvmlError(GpuLockError):
+    """NVML could not be asked; `status` says why, `code` is NVML's own (None: it gave none)."""
+
+    def __init__(self, status: NvmlStatus, reason: str, code: int | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.code = code
+
+
+class GpuDevice(msgspec.Struct, frozen=True):
+    """One GPU of this host, or one MIG device of it."""
+
+    uuid: str
+    """Empty: the device cannot be read, `fault` says why."""
+    index: int | None
+    """NVML's index, from 0; None for a MIG device."""
+    name: str
+    mig_enabled: bool = False
+    parent: str | None = None
+    """UUID of the GPU that a MIG device is part of."""
+    fault: str = ""
+
+
+class ProcessMemory(msgspec.Struct, frozen=True):
+    """A process on a GPU, as NVML numbers it: inside a container these are the host's pids."""
+
+    pid: int
+    bytes: int | None
+    """None: the driver does not tell."""
+
+
+class MemoryReading(msgspec.Struct, frozen=True):
+    """The memory of one device at one moment."""
+
+    uuid: str
+    at: float
+    """By `clock.now`."""
+    total: int
+    used: int
+    """Without what the driver reserves under `version` 2, with it under 1: compare readings of one version only."""
+    reserved: int | None
+    version: Literal[1, 2]
+    processes: tuple[ProcessMemory, ...] | None
+    """None: not asked, or the driver does not tell. An empty list proves nothing."""
+
+    def bytes_of(self, pids: frozenset[int]) -> int | None:
+        """What these processes use together; None if that is not known. One that is not listed uses nothing."""
+        if self.processes is None:
+            return None
+        sizes = [process.bytes for process in self.processes if process.pid in pids]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+
+    @property
+    def tells_processes(self) -> bool:
+        """Whether the process list explains anything: with memory in use it is neither empty nor all zero."""
+        return bool(self.processes) and any(process.bytes for process in self.processes or ())

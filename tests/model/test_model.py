@@ -1,0 +1,58 @@
+"""The explorer on a small configuration; ``python -m tests.model --config ci`` exhausts the larger ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.model.configs import CONFIGS, SUITES, Faults
+from tests.model.explore import Explorer
+from tests.model.mutants import MUTANTS, Mutant, judge, plant
+from tests.model.worlds import HELD
+
+
+def test_two_programs_with_a_crash_a_lost_reply_a_lost_message_and_lost_data_keep_every_promise() -> None:
+    report = Explorer(CONFIGS["small"]).run()
+    assert report.violation is None, str(report)
+    assert report.exhausted
+    assert report.states > 5_000
+
+
+def test_a_violation_is_told_by_the_shortest_way_to_it() -> None:
+    mutant = next(mutant for mutant in MUTANTS if mutant.name == "no grace after a restart")
+    report = Explorer(CONFIGS["small"], plant(mutant)).run()
+    assert report.violation is not None
+    assert "both hold the lock" in report.violation.promise
+    assert list(report.violation.trace) == [
+        "a0 acquire, push -> held new",
+        "the server restarts, empty",
+        "b0 acquire, push -> held new",
+    ]
+
+
+def test_what_is_declared_out_of_bounds_fails_indeed() -> None:
+    """A holder that does not notice a restart within its grace: two programs hold the lock."""
+    explorer = Explorer(CONFIGS["small"])
+    explorer.rules.may_tick = lambda world: True  # type: ignore[method-assign]
+    explorer.rules.somebody_is_due = lambda world: False  # type: ignore[method-assign]
+    violation = explorer.run().violation
+    assert violation is not None
+    assert "both hold the lock" in violation.promise
+
+
+def test_the_ci_configuration_has_what_the_promise_names() -> None:
+    faults = CONFIGS["faults"].faults
+    assert "faults" in SUITES["ci"]
+    assert len(CONFIGS["faults"].clients) >= 3
+    assert min(faults.crash, faults.reply, faults.message, faults.data) >= 1
+
+
+def test_faults_are_spent_and_nothing_is_held_at_the_start() -> None:
+    rules = Explorer(CONFIGS["small"]).rules
+    assert rules.start.faults == Faults(crash=1, reply=1, message=1, data=1)
+    assert not [client for client in rules.start.clients if client.phase == HELD]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_planted_bug_is_caught(mutant: Mutant) -> None:
+    verdict = judge(mutant)
+    assert verdict.killed, f"{verdict.killer} does not notice it"
