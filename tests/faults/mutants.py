@@ -129,7 +129,7 @@ MUTANTS = (
     Mutant(
         "a lease that Redis forgot is not re-asserted",
         "restart-lost-event",
-        (Edit("heartbeat.py", '"missing":\n            return True', '"missing":\n            hold.lose("not_owner")'),),
+        (Edit("heartbeat.py", '"missing":\n            return True', '"missing":\n            hold.lose("other")'),),
     ),
     Mutant(
         "a blocked holder does not re-assert",

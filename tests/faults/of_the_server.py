@@ -86,6 +86,7 @@ class Refusing(Disturbance):
 
     def disturb(self, arena: Arena, victim: ForkedWorker, entry: Message) -> float:
         self.refuse(arena)
+        newcomer = arena.start()
         try:
             arena.pause(0.3, least=0.05)
             if arena.random.random() < 0.5:
@@ -93,7 +94,9 @@ class Refusing(Disturbance):
                 arena.pause(0.2)
         finally:
             self.accept(arena)
-        return clock.now()
+        accepted_at = clock.now()
+        arena.retire(newcomer)
+        return accepted_at
 
 
 class OutOfMemory(Refusing):
