@@ -278,11 +278,19 @@ class GpuLockManager:
         await asyncio.shield(self._reviving)
 
     async def index(self, keys: LockKeys) -> None:
-        """Make a lock known before its first acquire, and once a day."""
-        now = time.time()
-        if now - self._indexed.get(keys.gpu_id, 0.0) < 24 * 3600:
+        """Make a lock known before its first acquire, and once a day. Raises `AuthenticationError`.
+
+        A server that refuses writes for a while must not end an acquisition that would wait for it.
+        """
+        if time.time() - self._indexed.get(keys.gpu_id, 0.0) < 24 * 3600:
             return
-        client = self.parts.client
+        try:
+            await self._index(keys)
+        except RedisUnavailableError:
+            self._add_errand(f"index of {keys.lock}", lambda: self._index(keys))
+
+    async def _index(self, keys: LockKeys) -> None:
+        now, client = time.time(), self.parts.client
         await client.execute("ZADD", keys.index, int(now), keys.gpu_id)
         await client.execute("EXPIRE", keys.index, KEEP_INDEX_SECONDS)
         self._indexed[keys.gpu_id] = now

@@ -67,6 +67,8 @@ def run_fault(fault: Fault, *, cycles: int, seed: int, first: int = 0) -> Result
         report["overlaps"] += len(declared)
     if fault.must_bite and cycles and not report[fault.must_bite]:
         judged.append(f"did not bite: no {fault.must_bite} seen, though this fault is declared to cause them")
+    if fault.patient and (refused := arena.count("refused")):
+        judged.append(f"gave up: {refused} acquisitions ended with an error")
     result.violations += judged + arena.violations
     result.violations += [
         f"broken: {event['traceback']}"

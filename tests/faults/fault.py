@@ -28,6 +28,8 @@ class Fault:
     """Seconds until the next grant, once the lock can be granted again. Beyond it a wake-up counts as lost."""
     must_bite: ClassVar[Literal["", "overlaps", "stale"]] = ""
     """What is declared out of the promise must be seen to happen. With "overlaps" an overlap is no violation."""
+    patient: ClassVar[bool] = False
+    """It is over so soon that no waiter may give up with an error."""
     workers: ClassVar[int] = 3
     settings: ClassVar[dict[str, Any]] = {}
     config: ClassVar[dict[str, Any]] = {}

@@ -129,7 +129,7 @@ MUTANTS = (
     Mutant(
         "a lease that Redis forgot is not re-asserted",
         "restart-lost-event",
-        (Edit("heartbeat.py", "return await self._reassert(hold)\n", 'hold.lose("not_owner")\n'),),
+        (Edit("heartbeat.py", '"missing":\n            return True', '"missing":\n            hold.lose("other")'),),
     ),
     Mutant(
         "a blocked holder does not re-assert",
@@ -147,7 +147,7 @@ MUTANTS = (
         (Edit("manager.py", "if self._pid != os.getpid():\n            raise", "if False:\n            raise"),),
     ),
     Mutant(
-        "a server that runs out of memory ends the wait (curator#1193)",
+        "a server that is read-only for a while ends the wait",
         "readonly",
         (Edit("redis_client.py", "    rx.ReadOnlyError,\n", ""), Edit("redis_client.py", '    "READONLY",\n', "")),
     ),
@@ -188,7 +188,7 @@ def hunt(killer: str, tree: Path) -> tuple[bool, str]:
     if done.returncode not in (0, 1):
         raise RuntimeError(f"{killer} could not run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
     assert done.returncode == 0 or lines, f"{killer} fell over: {done.stdout[-2000:]}{done.stderr[-2000:]}"
-    return done.returncode == 1, lines[0].removeprefix(f"{killer}: ")[:90] if lines else ""
+    return done.returncode == 1, lines[0].removeprefix(f"{killer}: ")[:100] if lines else ""
 
 
 def judge(mutant: Mutant) -> Verdict:
@@ -221,11 +221,12 @@ def main() -> int:
         verdicts.append(verdict)
         mark = "killed  " if verdict.killed else "SURVIVED"
         print(
-            f"{mark}  {verdict.mutant:66}  {verdict.killer}  [{verdict.seconds:.1f} s] {verdict.evidence}", flush=True
+            f"{mark}  {verdict.seconds:5.1f} s  {verdict.mutant}\n             by {verdict.killer}: {verdict.evidence}",
+            flush=True,
         )
-    survivors = [verdict for verdict in verdicts if not verdict.killed]
-    print(f"\n{len(verdicts) - len(survivors)} of {len(verdicts)} planted bugs are killed")
-    return 1 if survivors else 0
+    survived = sum(not verdict.killed for verdict in verdicts)
+    print(f"{len(verdicts)} planted bugs, {len(verdicts) - survived} killed, {survived} survived")
+    return 1 if survived else 0
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ class Disturbance(Fault):
     """Something is done to the server while one holds and two wait; then the holder leaves."""
 
     keeps: ClassVar[bool] = True
+    patient = True
 
     def cycle(self, arena: Arena) -> float:
         victim, entry = arena.capture()
@@ -85,6 +86,7 @@ class Refusing(Disturbance):
 
     def disturb(self, arena: Arena, victim: ForkedWorker, entry: Message) -> float:
         self.refuse(arena)
+        newcomer = arena.start()
         try:
             arena.pause(0.3, least=0.05)
             if arena.random.random() < 0.5:
@@ -92,7 +94,9 @@ class Refusing(Disturbance):
                 arena.pause(0.2)
         finally:
             self.accept(arena)
-        return clock.now()
+        accepted_at = clock.now()
+        arena.retire(newcomer)
+        return accepted_at
 
 
 class OutOfMemory(Refusing):
@@ -120,6 +124,7 @@ class Restart(Disturbance):
 
     data: ClassVar[Literal["kept", "lost", "old"]]
     blocked: ClassVar[bool] = False
+    patient = False
     bound: ClassVar[float] = GRACE + RECONNECT + CLAIM_WINDOW + SLACK
     settings: ClassVar[dict[str, Any]] = {"heartbeat": {"interval": 0.25, "timeout": 4.0}}
 

@@ -17,6 +17,8 @@ class KillHolder(Fault):
 
     def cycle(self, arena: Arena) -> float:
         victim, _ = arena.capture()
+        if arena.random.random() < 0.5:
+            arena.await_waiters(2)  # else some of them may just be on their way
         arena.pause(0.02)
         killed_at = victim.kill()
         entered = arena.next(killed_at, bound=self.bound, not_by=victim)
