@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from importlib import resources
 from typing import NamedTuple
@@ -272,6 +273,17 @@ MUTANTS = (
         (Edit("prelude", "  return math.max(0, f.since + RESTART_GRACE - now)\n", "  return 0\n"),),
     ),
     Mutant(
+        "the restart grace believes the server's uptime to the second",
+        "lost-data",
+        (
+            Edit(
+                "prelude",
+                "(tonumber(info:match('uptime_in_seconds:(%d+)')) or 0) - 1)",
+                "tonumber(info:match('uptime_in_seconds:(%d+)')) or 0)",
+            ),
+        ),
+    ),
+    Mutant(
         "two tokens tie: `..` keeps 14 digits",
         "test_two_tokens_within_100_microseconds_differ",
         (
@@ -386,7 +398,7 @@ def _by_test(name: str, edit: Callable[[str, str], str]) -> str:
     try:
         test(StoreLock(edit))
     except AssertionError as error:
-        return str(error).splitlines()[0] if str(error) else "an assertion failed"
+        return str(error).splitlines()[0] if str(error) else str(traceback.extract_tb(error.__traceback__)[-1].line)
     return ""
 
 

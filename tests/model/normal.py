@@ -24,6 +24,8 @@ NEW = 1_000_000
 STALE = -1
 """A token that nobody holds any more."""
 _SPACING = 4
+_UPTIME_ERROR = 1
+"""Ticks more than it has been up that a server may say: it subtracts two clocks cut to seconds."""
 _KEEP_MS = 30 * 24 * 3600 * 1000
 
 Rank = float
@@ -155,7 +157,7 @@ class Forms:
             entries[done] = Entry("zset", tuple((name, float(BASE_MS * 8 + code)) for name, code in state.done), keep)
         if state.fence:
             entries[fence_key] = Entry("hash", self._fence_fields(state.fence), keep)
-        return Store(tuple(entries.items()), CURRENT_RUN, BASE_MS - state.uptime * TICK_MS)
+        return Store(tuple(entries.items()), CURRENT_RUN, BASE_MS - (state.uptime + _UPTIME_ERROR) * TICK_MS)
 
     def _holder_fields(self, holder: Holder) -> tuple[tuple[str, str], ...]:
         return (
@@ -194,7 +196,7 @@ class Forms:
             inboxes=inboxes,
             done=tuple(sorted((name, int(score) % 8) for name, score in data[done][1].items())) if done in data else (),
             fence=self._fence(data[fence_key][1]) if fence_key in data else None,
-            uptime=min(self.grace, (BASE_MS - started_ms) // TICK_MS),
+            uptime=min(self.grace, (BASE_MS - started_ms) // TICK_MS - _UPTIME_ERROR),
         )
 
     def _fence(self, fields: dict[str, str]) -> Fence:
