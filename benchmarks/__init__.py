@@ -1,0 +1,1 @@
+"""Benchmarks: figures that users can repeat. ``python -m benchmarks``."""
