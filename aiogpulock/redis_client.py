@@ -95,6 +95,7 @@ class RedisClient:
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
         self._answered_at = 0.0
+        self._closed = False
 
     @property
     def open_connections(self) -> int:
@@ -166,7 +167,10 @@ class RedisClient:
             raise
         finally:
             self._busy.discard(connection)
-        self._idle.append(connection)
+        if self._closed:
+            abort(connection)  # a task that outlives its manager leaves a queue, but no connection
+        else:
+            self._idle.append(connection)
         self._answered_at = time.monotonic()
         return replies
 
@@ -182,7 +186,11 @@ class RedisClient:
         self._idle.clear()
 
     async def close(self) -> None:
-        """Close every connection; commands under way fail. A cancellation cannot leave one open."""
+        """Close every connection; commands under way fail. A cancellation cannot leave one open.
+
+        A later command is still sent, on a connection of its own.
+        """
+        self._closed = True
         self._close_idle()
         for connection in self._busy:
             abort(connection)
