@@ -18,6 +18,8 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 WAIT = 30.0  # seconds; wide, since machines that run tests are busy
 
+COMPLAINTS = ("Traceback", "Task was destroyed", "ResourceWarning")
+
 Event = dict[str, Any]
 
 
@@ -35,7 +37,7 @@ class Worker:
         self._changed = threading.Condition()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         self._process = subprocess.Popen(
-            [sys.executable, "-X", "dev", "-m", "tests.workers", program, json.dumps(config)],
+            [sys.executable, "-W", "default::ResourceWarning", "-m", "tests.workers", program, json.dumps(config)],
             env={**os.environ, "PYTHONPATH": str(ROOT), **env},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -173,9 +175,7 @@ class Crew:
         for worker in reversed(self._workers):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.wait(10)
-            if ("Traceback" in worker.errors or "Task was destroyed" in worker.errors) and (
-                worker.pid not in self.may_complain
-            ):
+            if worker.pid not in self.may_complain and any(word in worker.errors for word in COMPLAINTS):
                 complaints.append(worker.errors)
             worker.close()
         if error is None:
