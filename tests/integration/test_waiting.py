@@ -67,12 +67,12 @@ def test_a_hand_off_between_processes_is_quick_without_any_timer(server: RealSer
 
 
 def test_a_thousand_idle_waiters_cause_few_commands(server: RealServer, crew: Crew, lock: RawLock) -> None:
-    holder, worker = crew.start(server.url), crew.start(server.url, fallback_timeout=4)
+    holder, worker = crew.start(server.url), crew.start(server.url, fallback_timeout=3)
     holder.tell("acquire", name="a")
     holder.expect("held")
     worker.tell("crowd", count=1000)
     wait_until(lambda: len(lock.queue) == 1000, description="1000 waiters in the queue", interval=0.1)
-    seconds = 6.0  # with a check of the fallback among them
+    seconds = 4.5  # with a check of the fallback among them
     before = commands_so_far(lock)
     time.sleep(seconds)
     assert (commands_so_far(lock) - before) / seconds < 20
