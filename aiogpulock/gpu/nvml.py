@@ -14,6 +14,7 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import cache
 from typing import Any, TypeVar
 
 from aiogpulock import clock
@@ -168,6 +169,12 @@ class Nvml:
                 return False
             self._thread = None
             return True
+
+
+@cache
+def shared() -> Nvml:
+    """The one `Nvml` of this process: all managers, the web page and the doctor ask the driver through one thread."""
+    return Nvml()
 
 
 def _unexpected(error: BaseException) -> NvmlError:

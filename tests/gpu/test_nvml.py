@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from aiogpulock.gpu.nvml import Nvml
+from aiogpulock.gpu.nvml import Nvml, shared
 from aiogpulock.gpu.records import MemoryReading, NvmlError, ProcessMemory
 from tests.helpers import wait_until
 from tests.nvml_sim import GiB, MiB, Simulation, uuid
@@ -195,3 +195,12 @@ async def test_without_a_driver_the_reason_is_said(sim: Simulation, monkeypatch:
     error = await refused(nvml)
     assert (error.status, str(error)) == ("no_nvml", "NVML start: the NVIDIA driver is not loaded (code 9)")
     wait_until(lambda: nvml._thread is None, description="the thread ends")
+
+
+async def test_all_parts_of_a_process_share_one_thread(sim: Simulation) -> None:
+    assert shared() is shared()
+    assert len(await shared().devices()) == 2
+    await shared().driver_version()
+    assert shared().threads_started == 1
+    shared().close()
+    wait_until(lambda: shared()._thread is None, description="the thread ends")
