@@ -23,6 +23,7 @@ class LockKeys:
     lock: str
     release_channel: str
     index: str
+    events: str
     script_keys: tuple[bytes, ...]
     """KEYS of every script, in the order of ``lua/prelude.lua``."""
 
@@ -36,6 +37,7 @@ def lock_keys(gpu_id: str, namespace: str) -> LockKeys:
         lock=lock,
         release_channel=f"{namespace}:{lock}",
         index=index_key(namespace),
+        events=f"{{{lock}}}:events",
         script_keys=(lock.encode(), *(f"{{{lock}}}:{part}".encode() for part in parts)),
     )
 

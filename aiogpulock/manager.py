@@ -3,45 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import msgspec
 
 from aiogpulock import signals
-from aiogpulock.config import Settings, SettingsSource, redact_url
-from aiogpulock.embedded import EmbeddedServer, announce_other_server, join
-from aiogpulock.errands import Errands
+from aiogpulock.config import Settings, SettingsSource
 from aiogpulock.errors import (
-    ConfigError,
-    GpuLockError,
     InvalidGpuError,
     ManagerClosedError,
     RedisUnavailableError,
 )
-from aiogpulock.guard import Guard
-from aiogpulock.heartbeat import Heartbeat, Holds
+from aiogpulock.heartbeat import Holds
+from aiogpulock.history import read_history
 from aiogpulock.incidents import AlertHook, CriticalFailureLog, ExceptionStats, Incidents, log_alert
-from aiogpulock.keys import LockKeys, check_gpu_id, inbox_channel, index_key, lock_keys
+from aiogpulock.keys import LockKeys, check_gpu_id, index_key, lock_keys
 from aiogpulock.lease import Hold
 from aiogpulock.leaving import finish, leave
-from aiogpulock.liveness import ProcessWatch, this_process
+from aiogpulock.liveness import this_process
 from aiogpulock.lock import GpuLock
-from aiogpulock.models import LockSnapshot
+from aiogpulock.models import HistoryEvent, LockSnapshot
 from aiogpulock.owners import Owners
-from aiogpulock.redis_client import RedisClient
+from aiogpulock.parts import Parts
 from aiogpulock.scripts import Scripts, Terms
-from aiogpulock.server_check import check_server
+from aiogpulock.server_link import ServerLink
 from aiogpulock.waiting import WaitingRoom
 from aiogpulock.wakeups import Grant, Inbox, Lost, Message
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -81,16 +74,11 @@ class GpuLockManager:
         self.incidents = Incidents(
             CriticalFailureLog(settings.gpu_lock.critical_failure_log), alert_hook, self._send_counts
         )
-        self._url = settings.gpu_lock.redis.url
-        self._url_source = settings.redis_url_source
+        self._link = ServerLink(settings)
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._embedded: EmbeddedServer | None = None
-        self._leave_server = ExitStack()
-        self._announced = False
         self._starting = asyncio.Lock()
-        self._parts: _Parts | None = None
-        self._reviving: asyncio.Task[None] | None = None
+        self._parts: Parts | None = None
         self._indexed: dict[str, float] = {}
         self._closed = False
 
@@ -105,6 +93,11 @@ class GpuLockManager:
     def exception_stats(self) -> ExceptionStats:
         """What went wrong while leaving, in this manager."""
         return self.incidents.stats
+
+    @property
+    def link(self) -> ServerLink:
+        """The server and how it is reached."""
+        return self._link
 
     @property
     def server(self) -> str | None:
@@ -134,6 +127,14 @@ class GpuLockManager:
         known = await parts.client.execute("ZRANGE", index_key(self.namespace), 0, -1)
         ids = sorted(gpu_id.decode() for gpu_id in known)
         return [await parts.scripts.snapshot(lock_keys(gpu_id, self.namespace)) for gpu_id in ids]
+
+    async def history(self, gpu_id: int | str, *, limit: int = 100) -> list[HistoryEvent]:
+        """The last `limit` events of one lock, newest first: each hold, and whatever was done to the lock.
+
+        Raises `InvalidGpuError`, `RedisUnavailableError`.
+        """
+        parts = await self.started()
+        return await read_history(parts.client, lock_keys(check_gpu_id(gpu_id), self.namespace), limit)
 
     async def force_release(self, gpu_id: int | str, *, reason: str = "operator", actor: str | None = None) -> bool:
         """End exactly the holder that is seen now, never its successor; the next waiter is granted in the same step.
@@ -173,7 +174,7 @@ class GpuLockManager:
 
     # what the parts call
 
-    async def started(self) -> _Parts:
+    async def started(self) -> Parts:
         """Connect on first use. Raises `RedisUnavailableError`, `AuthenticationError`, `ServerTooOldError`."""
         self.check_usable()
         if self._parts is not None:
@@ -182,13 +183,14 @@ class GpuLockManager:
             self.check_usable()
             if self._parts is None:
                 self._loop = asyncio.get_running_loop()
-                self._parts = await self._start()
+                client = await self._link.open(COMMAND_CONNECTIONS)
+                self._parts = Parts(self, client, self._link.client(URGENT_CONNECTIONS))
                 signals.cover(self)
         self.check_usable()  # it may have been closed while it started
         return self._parts
 
     @property
-    def parts(self) -> _Parts:
+    def parts(self) -> Parts:
         if self._parts is None:
             raise ManagerClosedError("this manager has not been started")
         return self._parts
@@ -262,20 +264,16 @@ class GpuLockManager:
 
     async def emergency_scripts(self, call: Callable[[Scripts], Awaitable[T]]) -> T:
         """Run `call` on a connection of its own."""
-        parts = self.parts
-        client = self._client(parts.url, connections=1)
+        client = self._link.client(connections=1)
         try:
-            return await call(Scripts(client, self._clean_run))
+            return await call(Scripts(client, self._link.clean_run))
         finally:
             await client.close()
 
     async def unreachable(self) -> None:
         """A connection failed: see that the embedded server runs. Never raises."""
-        if self._embedded is None or self._closed:
-            return
-        if self._reviving is None or self._reviving.done():
-            self._reviving = asyncio.create_task(self._revive(self._embedded), name="aiogpulock-revive")
-        await asyncio.shield(self._reviving)
+        if not self._closed:
+            await self._link.revive()
 
     async def index(self, keys: LockKeys) -> None:
         """Make a lock known before its first acquire, and once a day. Raises `AuthenticationError`.
@@ -308,84 +306,6 @@ class GpuLockManager:
         if self._loop is not None and self._loop is not asyncio.get_running_loop():
             raise ManagerClosedError("this GpuLockManager belongs to another event loop: make one per loop")
 
-    async def _start(self) -> _Parts:
-        lock = self.settings.gpu_lock
-        if self._url and lock.redis.embedded == "require":
-            raise ConfigError(
-                f"gpu_lock.redis.embedded is 'require', but a Redis URL is named by {self._url_source}: "
-                "remove one of them"
-            )
-        if self._url and not self._announced:
-            self._announced = True
-            await asyncio.to_thread(self._announce, self._url)
-        url = self._url or await self._join_embedded()
-        client = self._client(url, connections=COMMAND_CONNECTIONS)
-        try:
-            await self._first_contact(client)
-        except BaseException:
-            await client.close()
-            raise
-        return _Parts(self, url, client, self._client(url, connections=URGENT_CONNECTIONS))
-
-    async def _join_embedded(self) -> str:
-        lock = self.settings.gpu_lock
-        if lock.redis.embedded == "never":
-            raise RedisUnavailableError(
-                "no Redis is named, and gpu_lock.redis.embedded is 'never': set REDIS_URL, or pass redis_url"
-            )
-        if self._embedded is None:
-            await asyncio.to_thread(self._join)
-        return self._joined().url
-
-    def _announce(self, url: str) -> None:
-        """Two locks on one host are none: processes that use the embedded server are warned of this one."""
-        self._leave_server.callback(announce_other_server(url).close)
-
-    def _join(self) -> None:
-        """In a thread, which goes on if the caller is cancelled: the share that it takes must be known here."""
-        self._embedded = join(timeout=self.connect_timeout)
-        self._leave_server.callback(self._embedded.close)
-
-    def _joined(self) -> EmbeddedServer:
-        if self._embedded is None:
-            raise ManagerClosedError("the embedded server was left while it was joined")
-        return self._embedded
-
-    async def _first_contact(self, client: RedisClient) -> None:
-        """Redis may just be restarting: try for `connect_timeout`."""
-        pause, deadline = 0.05, time.monotonic() + self.connect_timeout
-        while True:
-            try:
-                async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline - time.monotonic()):
-                    await check_server(client)
-                return
-            except TimeoutError as error:
-                raise RedisUnavailableError(
-                    f"Redis at {client.where} did not answer within {self.connect_timeout:g} s{self._named_by()}"
-                ) from error
-            except RedisUnavailableError as error:
-                if time.monotonic() + pause > deadline:
-                    raise RedisUnavailableError(f"{error}{self._named_by()}") from error
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, 0.5)
-
-    def _named_by(self) -> str:
-        return f" (named by {self._url_source})" if self._url_source else ""
-
-    def _client(self, url: str, *, connections: int) -> RedisClient:
-        return RedisClient(
-            url, where=redact_url(url), connections=connections, timeout=self.connect_timeout, name="aiogpulock"
-        )
-
-    def _clean_run(self) -> str:
-        return (self._embedded.clean_run or "") if self._embedded is not None else ""
-
-    async def _revive(self, embedded: EmbeddedServer) -> None:
-        try:
-            await asyncio.to_thread(embedded.revive, timeout=self.connect_timeout)
-        except (GpuLockError, OSError) as error:
-            logger.warning("the embedded server cannot be started again now: %s", error)
-
     async def _close_parts(self) -> None:
         async with self._starting:  # a start under way ends first, then is closed
             parts = self._parts
@@ -396,9 +316,7 @@ class GpuLockManager:
             await leave(self, hold, "leaked")
         if parts is not None:
             await parts.close()
-        if self._reviving is not None:
-            await asyncio.wait([self._reviving])
-        self._leave_server.close()
+        await self._link.close()
 
     # messages
 
@@ -448,85 +366,3 @@ class GpuLockManager:
             return lock_keys(check_gpu_id(lock.removeprefix(f"{self.namespace}:")), self.namespace)
         except InvalidGpuError:
             return None
-
-
-class _Parts:
-    """What a started manager is made of."""
-
-    def __init__(self, manager: GpuLockManager, url: str, client: RedisClient, urgent: RedisClient) -> None:
-        self.url = url
-        self.client = client
-        self.scripts = Scripts(client, manager._clean_run)
-        self.urgent = Scripts(urgent, manager._clean_run)
-        self.rooms: dict[tuple[str, bool], WaitingRoom] = {}
-        self.watch = ProcessWatch()
-        self.errands = Errands()
-        self.inbox = Inbox(
-            client,
-            inbox_channel(manager.namespace, client.database, secrets.token_hex(8)),
-            on_message=manager.on_message,
-            on_release=manager.on_release,
-            on_health=manager.on_health,
-            on_unreachable=manager.unreachable,
-        )
-        self.heartbeat = Heartbeat(manager.holds, self.urgent, cap=self._beat_cap, unreachable=manager.unreachable)
-        self._manager = manager
-        self._urgent_client = urgent
-        self._guard: Guard | None = None
-
-    def room(self, keys: LockKeys, *, event_driven: bool) -> WaitingRoom:
-        room = self.rooms.get((keys.lock, event_driven))
-        if room is None:
-            events: Callable[[], bool] = (lambda: self.inbox.healthy) if event_driven else (lambda: False)
-            room = self.rooms[keys.lock, event_driven] = WaitingRoom(events, self.watch)
-        return room
-
-    def guard(self) -> Guard:
-        if self._guard is None:
-            manager = self._manager
-            self._guard = Guard(
-                self.url,
-                manager.holds,
-                timeout=min(2.0, manager.connect_timeout),
-                ticked_at=lambda: self.heartbeat.ticked_at,
-                clean_run=manager._clean_run,
-                on_stall=_report_stall(manager),
-            )
-        return self._guard
-
-    def _beat_cap(self) -> float:
-        """A holder without an inbox learns of a restart only by its beats: they must come within the grace."""
-        grace = self._manager.settings.gpu_lock.restart_grace
-        return float("inf") if self.inbox.healthy or grace == 0 else grace / 2
-
-    async def end_waiting(self) -> None:
-        """Waiters find the manager closed, and leave the queue while there are connections."""
-        deadline = time.monotonic() + self._manager.connect_timeout
-        while any(len(room) for room in self.rooms.values()) and time.monotonic() < deadline:
-            for room in self.rooms.values():
-                room.wake_all()
-            await asyncio.sleep(0.002)
-
-    async def close(self) -> None:
-        for room in self.rooms.values():
-            room.close()
-        await self.errands.close()
-        await self.heartbeat.close()
-        await self.inbox.close()
-        guard, self._guard = self._guard, None
-        if guard is not None:
-            guard.close()
-        self.watch.close()
-        await self.client.close()
-        await self._urgent_client.close()
-
-
-def _report_stall(manager: GpuLockManager) -> Callable[[Hold, float], None]:
-    def report(hold: Hold, late: float) -> None:
-        text = (
-            f"the event loop has been blocked for {late:.1f} s; the guard thread beats for it "
-            f"for at most {hold.terms.max_stall:g} s. Move blocking work to a thread"
-        )
-        manager.incidents.alert("event_loop_blocked", "warning", hold.keys, text)
-
-    return report

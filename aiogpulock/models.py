@@ -170,3 +170,26 @@ class LockSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     queue: tuple[WaiterSnapshot, ...]
     """The first in line."""
     stats: dict[str, int]
+
+
+class HistoryEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of a lock's event stream: how a hold ended, or what was done to the lock."""
+
+    gpu_id: str
+    at: float
+    """Epoch seconds, the server's clock."""
+    event: str
+    """An `Outcome`, for the end of a hold; or the name of what else happened."""
+    task_name: str
+    fencing_token: int
+    """0: none."""
+    holder_id: str
+    reason: str
+    actor: str
+    """Who ended it, if not the holder."""
+    wait: float
+    """Seconds in the queue."""
+    hold: float
+    """Seconds."""
+    details: dict[str, str]
+    """What an event of its kind has beside."""

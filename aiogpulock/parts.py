@@ -1,0 +1,104 @@
+"""What a started manager is made of: its connections, and the parts that live as long as they do."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from aiogpulock.errands import Errands
+from aiogpulock.guard import Guard
+from aiogpulock.heartbeat import Heartbeat
+from aiogpulock.keys import LockKeys, inbox_channel
+from aiogpulock.lease import Hold
+from aiogpulock.liveness import ProcessWatch
+from aiogpulock.redis_client import RedisClient
+from aiogpulock.scripts import Scripts
+from aiogpulock.waiting import WaitingRoom
+from aiogpulock.wakeups import Inbox
+
+if TYPE_CHECKING:
+    from aiogpulock.manager import GpuLockManager
+
+
+class Parts:
+    """What a started manager is made of."""
+
+    def __init__(self, manager: GpuLockManager, client: RedisClient, urgent: RedisClient) -> None:
+        self.client = client
+        self.scripts = Scripts(client, manager.link.clean_run)
+        self.urgent = Scripts(urgent, manager.link.clean_run)
+        self.rooms: dict[tuple[str, bool], WaitingRoom] = {}
+        self.watch = ProcessWatch()
+        self.errands = Errands()
+        self.inbox = Inbox(
+            client,
+            inbox_channel(manager.namespace, client.database, secrets.token_hex(8)),
+            on_message=manager.on_message,
+            on_release=manager.on_release,
+            on_health=manager.on_health,
+            on_unreachable=manager.unreachable,
+        )
+        self.heartbeat = Heartbeat(manager.holds, self.urgent, cap=self._beat_cap, unreachable=manager.unreachable)
+        self._manager = manager
+        self._urgent_client = urgent
+        self._guard: Guard | None = None
+
+    def room(self, keys: LockKeys, *, event_driven: bool) -> WaitingRoom:
+        room = self.rooms.get((keys.lock, event_driven))
+        if room is None:
+            events: Callable[[], bool] = (lambda: self.inbox.healthy) if event_driven else (lambda: False)
+            room = self.rooms[keys.lock, event_driven] = WaitingRoom(events, self.watch)
+        return room
+
+    def guard(self) -> Guard:
+        if self._guard is None:
+            manager = self._manager
+            self._guard = Guard(
+                manager.link.url,
+                manager.holds,
+                timeout=min(2.0, manager.connect_timeout),
+                ticked_at=lambda: self.heartbeat.ticked_at,
+                clean_run=manager.link.clean_run,
+                on_stall=_report_stall(manager),
+            )
+        return self._guard
+
+    def _beat_cap(self) -> float:
+        """A holder without an inbox learns of a restart only by its beats: they must come within the grace."""
+        grace = self._manager.settings.gpu_lock.restart_grace
+        return float("inf") if self.inbox.healthy or grace == 0 else grace / 2
+
+    async def end_waiting(self) -> None:
+        """Waiters find the manager closed, and leave the queue while there are connections."""
+        deadline = time.monotonic() + self._manager.connect_timeout
+        while any(len(room) for room in self.rooms.values()) and time.monotonic() < deadline:
+            for room in self.rooms.values():
+                room.wake_all()
+            await asyncio.sleep(0.002)
+
+    async def close(self) -> None:
+        for room in self.rooms.values():
+            room.close()
+        await self.errands.close()
+        await self.heartbeat.close()
+        await self.inbox.close()
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.close()
+        self.watch.close()
+        await self.client.close()
+        await self._urgent_client.close()
+
+
+def _report_stall(manager: GpuLockManager) -> Callable[[Hold, float], None]:
+    def report(hold: Hold, late: float) -> None:
+        text = (
+            f"the event loop has been blocked for {late:.1f} s; the guard thread beats for it "
+            f"for at most {hold.terms.max_stall:g} s. Move blocking work to a thread"
+        )
+        manager.incidents.alert("event_loop_blocked", "warning", hold.keys, text)
+
+    return report
