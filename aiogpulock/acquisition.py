@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 from aiogpulock import clock
 from aiogpulock.errors import (
@@ -34,8 +34,7 @@ RETRY_FIRST, RETRY_MOST = 0.05, 1.0
 """Seconds between calls while Redis is away."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(NamedTuple):
     """What is to be acquired, and how."""
 
     keys: LockKeys
@@ -50,6 +49,7 @@ def _ms(seconds: float) -> int:
     return max(1, round(seconds * 1000))
 
 
+@lru_cache(maxsize=64)
 def hold_terms(settings: LockSettings) -> HoldTerms:
     """What a lease goes by under these settings."""
     heartbeat = settings.heartbeat
@@ -63,6 +63,14 @@ def hold_terms(settings: LockSettings) -> HoldTerms:
     )
 
 
+@lru_cache(maxsize=64)
+def pace_of(settings: LockSettings) -> Pace:
+    """How often a waiter looks without being told."""
+    return Pace(
+        settings.fallback_timeout, settings.poll_interval, settings.max_poll_interval, settings.exponential_backoff
+    )
+
+
 class Acquisition:
     """Asks until Redis says "held". Whatever ends it before leaves nothing behind."""
 
@@ -73,10 +81,7 @@ class Acquisition:
         self._terms = hold_terms(wish.settings)
         self._started = clock.now()
         settings = wish.settings
-        pace = Pace(
-            settings.fallback_timeout, settings.poll_interval, settings.max_poll_interval, settings.exponential_backoff
-        )
-        self._waiter = Waiter(secrets.token_hex(16), pace, wish.priority, settings.claim_window)
+        self._waiter = Waiter(secrets.token_hex(16), pace_of(settings), wish.priority, settings.claim_window)
         self._room = manager.room(wish.keys, event_driven=settings.use_event_driven)
         self._known = False
         """Redis has answered once: from then on it may be away for as long as the wait lasts."""

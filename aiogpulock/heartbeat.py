@@ -95,7 +95,7 @@ class Heartbeat:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="aiogpulock-heartbeat")
             self._next_at = 0.0
-        if clock.now() + self._interval([hold]) < self._next_at:
+        if clock.now() + min(self._cap(), hold.terms.interval) < self._next_at:
             self._wake.set()
 
     def beat_now(self) -> None:

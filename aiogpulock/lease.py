@@ -149,8 +149,7 @@ class Loss:
 
     def __init__(self, hold: Hold) -> None:
         self._hold = hold
-        self._event = asyncio.Event()
-        hold.when_lost(lambda _: self._event.set())
+        self._event: asyncio.Event | None = None
 
     def is_set(self) -> bool:
         """True once the lease is lost, or its local deadline has passed. Safe from any thread."""
@@ -158,6 +157,9 @@ class Loss:
 
     async def wait(self) -> None:
         """Return when the lease is lost. On the event loop that acquired it only."""
+        if self._event is None:
+            event = self._event = asyncio.Event()
+            self._hold.when_lost(lambda _: event.set())
         await self._event.wait()
 
 

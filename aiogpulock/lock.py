@@ -61,7 +61,8 @@ class GpuLock:
         self._cleanup = cleanup
         self._on_lost = on_lost
         self._overrides = overrides
-        LockSettings().override(**overrides)  # refused here, before any connection
+        if overrides:
+            LockSettings().override(**overrides)  # refused here, before any connection
         self._resolved: tuple[LockSettings, LockSettings] | None = None
         self._entries: list[_Entry] = []
 

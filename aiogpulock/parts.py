@@ -68,8 +68,9 @@ class Parts:
 
     def _beat_cap(self) -> float:
         """A holder without an inbox learns of a restart only by its beats: they must come within the grace."""
-        grace = self._manager.settings.gpu_lock.restart_grace
-        return float("inf") if self.inbox.healthy or grace == 0 else grace / 2
+        if self.inbox.healthy:
+            return float("inf")
+        return self._manager.settings.gpu_lock.restart_grace / 2 or float("inf")
 
     async def end_waiting(self) -> None:
         """Waiters find the manager closed, and leave the queue while there are connections."""

@@ -118,7 +118,9 @@ class WaitingRoom:
         if self._waiters.pop(waiter.id, None) is None:
             return
         waiter.cancel_timer()
-        self._paces -= Counter({waiter.pace: 1})
+        self._paces[waiter.pace] -= 1
+        if not self._paces[waiter.pace]:
+            del self._paces[waiter.pace]
         if not self._waiters:
             self.close()
 
@@ -144,8 +146,7 @@ class WaitingRoom:
 
     def expires_in(self) -> float:
         """Seconds without any call after which this process's seats may be removed."""
-        longest = max((max(pace.fallback, pace.max_poll) for pace in self._paces), default=0.0)
-        return max(30.0, 3 * longest)
+        return max([30.0, *(3 * max(pace.fallback, pace.max_poll) for pace in self._paces)])
 
     # what comes from Redis
 
