@@ -136,16 +136,19 @@ class GpuLockManager:
         parts = await self.started()
         return await read_history(parts.client, lock_keys(check_gpu_id(gpu_id), self.namespace), limit)
 
-    async def force_release(self, gpu_id: int | str, *, reason: str = "operator", actor: str | None = None) -> bool:
+    async def force_release(
+        self, gpu_id: int | str, *, holder_id: str | None = None, reason: str = "operator", actor: str | None = None
+    ) -> bool:
         """End exactly the holder that is seen now, never its successor; the next waiter is granted in the same step.
 
         The holder is told at once: its body is cancelled, reason ``forced``. Answers whether there was one to end.
-        `reason` and `actor` go into the lock's history. Raises `RedisUnavailableError`.
+        `holder_id`: only this holder (for a foreign value: the value). `reason` and `actor` go into the lock's history.
+        Raises `RedisUnavailableError`.
         """
         parts = await self.started()
         keys = lock_keys(check_gpu_id(gpu_id), self.namespace)
         seen = await parts.scripts.snapshot(keys)
-        if seen.value is None:
+        if seen.value is None or holder_id not in (None, seen.holder_id or seen.value):
             return False
         terms = self.script_terms()
         who = f"{actor or self.actor} ({reason})"

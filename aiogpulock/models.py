@@ -150,6 +150,8 @@ class LockSnapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     gpu_id: str
     key: str
+    at: float
+    """Epoch seconds."""
     value: str | None
     foreign: bool
     """The value matches no holder record: an older program set it."""

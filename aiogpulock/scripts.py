@@ -241,6 +241,7 @@ def _snapshot(reply: list[Any], keys: LockKeys) -> LockSnapshot:
     return LockSnapshot(
         gpu_id=keys.gpu_id,
         key=keys.lock,
+        at=now_ms / 1000,
         value=value,
         foreign=value is not None and not ours,
         phase=holder.get("phase"),

@@ -1,0 +1,39 @@
+"""The lock over HTTP, and the lock in web servers. Needs the extra ``[server]``.
+
+`create_app` is one ASGI app with health, status and a live page, to be mounted or served; `serve` serves it. `GpuGate`
+and `gpu_lifespan` put the lock into a server of your own.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aiogpulock.web.app import create_app as create_app
+    from aiogpulock.web.server import serve as serve
+
+HOW_TO_INSTALL = "pip install 'aiogpulock[server]'"
+
+_HOMES = {
+    "create_app": "app",
+    "serve": "server",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'aiogpulock.web' has no attribute {name!r}")
+    try:
+        value = getattr(import_module(f"aiogpulock.web.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("aiogpulock"):
+            raise
+        raise ImportError(f"aiogpulock.web needs {error.name}: {HOW_TO_INSTALL}", name=error.name) from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]

@@ -1,0 +1,45 @@
+"""The ASGI app: health, status, history, release and the live page, to mount or to serve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from aiogpulock.default import default_manager
+from aiogpulock.errors import ConfigError, GpuLockError
+from aiogpulock.manager import GpuLockManager
+from aiogpulock.web.endpoints import Endpoints
+from aiogpulock.web.problems import answer
+from aiogpulock.web.security import CheckedOrigin
+
+
+def create_app(
+    manager: GpuLockManager | None = None,
+    *,
+    token: str | None = None,
+    allowed_hosts: Sequence[str] = (),
+) -> Starlette:
+    """The app, to mount in FastAPI, Starlette or Litestar under any prefix, or to serve.
+
+    Args:
+        manager: whose locks to show; by default the event loop's own, which `gpu_lock` uses too. It stays open.
+        token: who sends it may release a lock by force; without one the app is read-only.
+        allowed_hosts: names under which the server is known, beside localhost and every IP address. ``*``: any.
+
+    Raises:
+        ConfigError: for an empty token.
+    """
+    if token is not None and not token.strip():
+        raise ConfigError("create_app(token=…): must not be empty; None makes the app read-only")
+
+    async def find_manager() -> GpuLockManager:
+        return manager if manager is not None else await default_manager()
+
+    return Starlette(
+        routes=Endpoints(find_manager, token).routes(),
+        middleware=[Middleware(CheckedOrigin, allowed_hosts=allowed_hosts)],
+        exception_handlers={HTTPException: answer, GpuLockError: answer, Exception: answer},
+    )

@@ -1,0 +1,124 @@
+"""The JSON endpoints: what is known of the locks, and the one that changes something."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from aiogpulock.errors import RedisUnavailableError
+from aiogpulock.manager import GpuLockManager
+from aiogpulock.web.problems import Problem
+from aiogpulock.web.security import require_token
+
+FindManager = Callable[[], Awaitable[GpuLockManager]]
+
+HISTORY_LIMIT = 1000
+BODY_BYTES = 16 * 1024
+READY_SECONDS = 3.0
+"""Probes give up early; Redis that does not answer in this time is not ready."""
+
+
+class ReleaseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of ``POST /gpu-lock/release``. `holder_id` as the status shows it; for a foreign value, the value."""
+
+    gpu_id: int | str
+    holder_id: str
+    reason: str = "operator"
+
+
+_release_decoder = msgspec.json.Decoder(ReleaseRequest)
+
+
+def json_response(value: object, status: int = HTTPStatus.OK) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+class Endpoints:
+    """The endpoints on one manager; `token` None: read-only."""
+
+    def __init__(self, find_manager: FindManager, token: str | None) -> None:
+        self._find_manager = find_manager
+        self._token = token
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/livez", self.alive),
+            Route("/readyz", self.ready),
+            Route("/gpu-lock/status", self.status),
+            Route("/gpu-lock/history", self.history),
+            Route("/gpu-lock/release", self.release, methods=["POST"]),
+        ]
+
+    async def alive(self, _: Request) -> Response:
+        """This process answers. It asks nobody else."""
+        return json_response({"status": "alive"})
+
+    async def ready(self, _: Request) -> Response:
+        """Redis answers."""
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                parts = await (await self._find_manager()).started()
+                await parts.client.execute("PING")
+        except TimeoutError:
+            raise RedisUnavailableError(f"Redis did not answer within {READY_SECONDS:g} s") from None
+        return json_response({"status": "ready"})
+
+    async def status(self, _: Request) -> Response:
+        """Every known lock."""
+        manager = await self._find_manager()
+        locks = await manager.status()
+        return json_response({"server": manager.server, "timestamp": time.time(), "locks": locks})
+
+    async def history(self, request: Request) -> Response:
+        """The last events of one lock, or of all, newest first."""
+        limit = _limit(request.query_params.get("limit", "100"))
+        manager = await self._find_manager()
+        wanted = request.query_params.getlist("gpu_id") or [lock.gpu_id for lock in await manager.status()]
+        events = [event for gpu_id in wanted for event in await manager.history(gpu_id, limit=limit)]
+        events.sort(key=lambda event: event.at, reverse=True)
+        return json_response({"timestamp": time.time(), "events": events[:limit]})
+
+    async def release(self, request: Request) -> Response:
+        """Force-release one lock, if it still has the holder that the operator means."""
+        require_token(request, self._token)
+        wish = _decoded(await _body(request))
+        manager = await self._find_manager()
+        actor = f"http {request.client.host if request.client else 'unknown'}"
+        if not await manager.force_release(wish.gpu_id, holder_id=wish.holder_id, reason=wish.reason, actor=actor):
+            raise Problem(
+                HTTPStatus.CONFLICT,
+                f"GPU {wish.gpu_id} is not held by {wish.holder_id!r} now: look at /gpu-lock/status and decide again",
+            )
+        return json_response({"released": True, "gpu_id": str(wish.gpu_id), "holder_id": wish.holder_id})
+
+
+def _limit(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= HISTORY_LIMIT:
+        raise Problem(HTTPStatus.BAD_REQUEST, f"limit: got {text!r}, expected a whole number from 1 to {HISTORY_LIMIT}")
+    return int(text)
+
+
+async def _body(request: Request) -> bytes:
+    """At most `BODY_BYTES`."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > BODY_BYTES:
+            raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body has more than {BODY_BYTES} bytes")
+    return body
+
+
+def _decoded(body: bytes) -> ReleaseRequest:
+    example: dict[str, Any] = {"gpu_id": "0", "holder_id": "…"}
+    try:
+        return _release_decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Problem(HTTPStatus.BAD_REQUEST, f"{error}; expected JSON such as {example}") from None

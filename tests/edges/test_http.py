@@ -1,0 +1,216 @@
+"""The HTTP endpoints, asked in-process: what they answer, and whom they refuse."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from aiogpulock import ConfigError, GpuLockManager
+from aiogpulock.web import create_app
+from tests.servers import RealServer
+from tests.unit.support import held_elsewhere, waiters
+
+TOKEN = "a secret"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+def client(manager: GpuLockManager, **options: Any) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(create_app(manager, **options), raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8470")
+
+
+@pytest.fixture
+async def http(manager: GpuLockManager) -> AsyncIterator[httpx.AsyncClient]:
+    async with client(manager, token=TOKEN) as http:
+        yield http
+
+
+def problem(response: httpx.Response) -> tuple[int, str]:
+    """The status and the detail, of an answer that is a problem and says so."""
+    assert response.headers["content-type"] == "application/problem+json"
+    body = response.json()
+    assert (body["status"], body["type"]) == (response.status_code, "about:blank")
+    return response.status_code, body["detail"]
+
+
+async def test_status_shows_each_lock_with_holder_and_queue(manager: GpuLockManager, http: httpx.AsyncClient) -> None:
+    async with held_elsewhere(manager, task_name="asr") as lease:
+        waiting = asyncio.create_task(manager.lock(0, task_name="<b>next</b>").acquire_for("next"))
+        await waiters(manager, 1)
+        (lock,) = (await http.get("/gpu-lock/status")).json()["locks"]
+        assert (lock["gpu_id"], lock["task_name"], lock["holder_id"]) == ("0", "asr", lease.holder_id)
+        assert lock["age"] >= 0
+        assert [waiter["task_name"] for waiter in lock["queue"]] == ["<b>next</b>"]
+    await (await waiting).release()
+
+
+async def test_history_is_newest_first_of_one_lock_or_of_all(manager: GpuLockManager, http: httpx.AsyncClient) -> None:
+    for gpu_id, task in ((0, "first"), (1, "second"), (0, "third")):
+        async with manager.lock(gpu_id, task_name=task):
+            await asyncio.sleep(0.002)  # events are a millisecond apart at least
+
+    async def tasks(**query: Any) -> list[str]:
+        answer = await http.get("/gpu-lock/history", params=query)
+        return [event["task_name"] for event in answer.json()["events"]]
+
+    assert await tasks() == ["third", "second", "first"]
+    assert await tasks(gpu_id=0) == ["third", "first"]
+    assert await tasks(limit=2) == ["third", "second"]
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=-1", "limit=x", "gpu_id=a%20b"])
+async def test_a_wrong_query_is_a_problem_that_names_it(http: httpx.AsyncClient, query: str) -> None:
+    status, detail = problem(await http.get(f"/gpu-lock/history?{query}"))
+    assert status == 400
+    assert query.partition("=")[0] in detail
+
+
+async def test_release_ends_the_holder_that_is_named(manager: GpuLockManager, http: httpx.AsyncClient) -> None:
+    lease = await manager.lock(0, task_name="stuck").acquire_for("stuck")
+    body = {"gpu_id": 0, "holder_id": lease.holder_id, "reason": "stuck since noon"}
+    answer = await http.post("/gpu-lock/release", json=body, headers=BEARER)
+    assert answer.json() == {"released": True, "gpu_id": "0", "holder_id": lease.holder_id}
+    await lease.lost.wait()
+    (event,) = await manager.history(0)
+    assert (event.event, event.task_name) == ("forced", "stuck")
+    assert "stuck since noon" in event.actor
+
+
+async def test_release_of_a_holder_that_is_gone_leaves_its_successor_alone(
+    manager: GpuLockManager, http: httpx.AsyncClient
+) -> None:
+    async with held_elsewhere(manager) as old:
+        pass
+    async with held_elsewhere(manager) as lease:
+        body = {"gpu_id": "0", "holder_id": old.holder_id}
+        status, detail = problem(await http.post("/gpu-lock/release", json=body, headers=BEARER))
+        assert status == 409
+        assert old.holder_id in detail
+        lease.check()
+        (lock,) = await manager.status()
+        assert lock.holder_id == lease.holder_id
+
+
+async def test_release_of_a_foreign_value_names_the_value(
+    manager: GpuLockManager, http: httpx.AsyncClient, redis_cleanup: redis.Redis
+) -> None:
+    redis_cleanup.set("gpu_lock:0", "locked_by_x")
+    body = {"gpu_id": 0, "holder_id": "locked_by_y"}
+    assert problem(await http.post("/gpu-lock/release", json=body, headers=BEARER))[0] == 409
+    assert redis_cleanup.get("gpu_lock:0") == "locked_by_x"
+    body["holder_id"] = "locked_by_x"
+    assert (await http.post("/gpu-lock/release", json=body, headers=BEARER)).status_code == 200
+    assert redis_cleanup.get("gpu_lock:0") is None
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [({}, 401), ({"Authorization": "Bearer wrong"}, 401), ({"Authorization": f"Basic {TOKEN}"}, 401)],
+)
+async def test_release_needs_the_token(http: httpx.AsyncClient, header: dict[str, str], status: int) -> None:
+    answer = await http.post("/gpu-lock/release", json={"gpu_id": 0, "holder_id": "x"}, headers=header)
+    assert problem(answer)[0] == status
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+async def test_without_a_token_nobody_may_release(manager: GpuLockManager) -> None:
+    async with client(manager) as http:
+        answer = await http.post("/gpu-lock/release", json={"gpu_id": 0, "holder_id": "x"}, headers=BEARER)
+    assert problem(answer) == (403, "this server is read-only: start it with a token")
+
+
+def test_an_empty_token_is_a_mistake() -> None:
+    with pytest.raises(ConfigError, match="token"):
+        create_app(token=" ")
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b'{"gpu_id": 0}', b'{"gpu_id":0,"holder_id":"x","all":true}', b"\xff", b"[" * 5000]
+)
+async def test_a_body_that_cannot_be_read_is_a_problem(http: httpx.AsyncClient, body: bytes) -> None:
+    assert problem(await http.post("/gpu-lock/release", content=body, headers=BEARER))[0] == 400
+
+
+async def test_a_body_without_end_is_refused(http: httpx.AsyncClient) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x" * 4096
+
+    assert problem(await http.post("/gpu-lock/release", content=endless(), headers=BEARER))[0] == 413
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed", "status"),
+    [
+        ("localhost:8470", (), 200),
+        ("192.0.2.7", (), 200),
+        ("[::1]:8470", (), 200),
+        ("gpu.example.com", (), 421),
+        ("127.0.0.1.example.com", (), 421),
+        ("localhost.example.com:8470", (), 421),
+        ("GPU.example.com:443", ("gpu.example.com",), 200),
+        ("anything.example", ("*",), 200),
+    ],
+)
+async def test_only_known_names_are_answered(
+    manager: GpuLockManager, host: str, allowed: tuple[str, ...], status: int
+) -> None:
+    async with client(manager, allowed_hosts=allowed) as http:
+        assert (await http.get("/livez", headers={"Host": host})).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://127.0.0.1:8470", 200),
+        ("http://127.0.0.1:9999", 403),
+        ("https://evil.example", 403),
+        ("null", 403),
+        ("https://gpu.example.com", 200),  # its proxy asks under another name
+    ],
+)
+async def test_only_its_own_page_may_ask(manager: GpuLockManager, origin: str, status: int) -> None:
+    async with client(manager, allowed_hosts=["gpu.example.com"]) as http:
+        assert (await http.get("/gpu-lock/status", headers={"Origin": origin})).status_code == status
+
+
+async def test_every_answer_carries_the_policy_of_the_page(http: httpx.AsyncClient) -> None:
+    for path in ("/livez", "/nowhere"):
+        headers = (await http.get(path)).headers
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+async def test_unknown_paths_and_methods_are_problems(http: httpx.AsyncClient) -> None:
+    assert problem(await http.get("/nowhere"))[0] == 404
+    refused = await http.get("/gpu-lock/release")
+    assert problem(refused)[0] == 405
+    assert refused.headers["allow"] == "POST"
+
+
+async def test_alive_without_redis_ready_only_with_it(own_server: RealServer) -> None:
+    async with GpuLockManager(own_server.url, redis={"connect_timeout": 1}) as manager, client(manager) as http:
+        assert (await http.get("/readyz")).json() == {"status": "ready"}
+        own_server.stop()
+        assert (await http.get("/livez")).json() == {"status": "alive"}
+        answer = await http.get("/readyz")
+        assert problem(answer)[0] == 503
+        assert int(answer.headers["retry-after"]) > 0
+        assert problem(await http.get("/gpu-lock/status"))[0] == 503
+        own_server.start()
+        assert (await http.get("/readyz")).status_code == 200
+
+
+async def test_a_hung_redis_is_not_ready_in_bounded_time(own_server: RealServer) -> None:
+    async with GpuLockManager(own_server.url, redis={"connect_timeout": 60}) as manager, client(manager) as http:
+        own_server.pause()
+        try:
+            async with asyncio.timeout(20):
+                assert problem(await http.get("/readyz"))[0] == 503
+        finally:
+            own_server.resume()
