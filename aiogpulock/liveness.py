@@ -106,6 +106,18 @@ def sight(pid: int, started: int) -> Sighting:
     return Sighting("dead")
 
 
+def certainly_dead(info: ProcessInfo) -> bool:
+    """Whether every process of `info` has ended on this host; elsewhere, or where the kernel does not tell: False."""
+    return bool(info.processes) and same_host(info) and all(_is_dead(*process) for process in info.processes)
+
+
+def _is_dead(pid: int, started: int) -> bool:
+    sighting = sight(pid, started)
+    if sighting.state == "alive":
+        os.close(sighting.pidfd)
+    return sighting.state == "dead"
+
+
 class ProcessWatch:
     """Tells when a process of this host dies: 0.3 ms after the fact, through a pidfd on the event loop.
 

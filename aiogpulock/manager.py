@@ -16,10 +16,12 @@ import msgspec
 from aiogpulock import signals
 from aiogpulock.config import Settings, SettingsSource
 from aiogpulock.errors import (
+    GpuLockError,
     InvalidGpuError,
     ManagerClosedError,
     RedisUnavailableError,
 )
+from aiogpulock.health import HealthReport, unreachable
 from aiogpulock.heartbeat import Holds
 from aiogpulock.history import read_history
 from aiogpulock.incidents import AlertHook, CriticalFailureLog, ExceptionStats, Incidents, log_alert
@@ -127,6 +129,23 @@ class GpuLockManager:
         known = await parts.client.execute("ZRANGE", index_key(self.namespace), 0, -1)
         ids = sorted(gpu_id.decode() for gpu_id in known)
         return [await parts.scripts.snapshot(lock_keys(gpu_id, self.namespace)) for gpu_id in ids]
+
+    async def health_check(self, *, timeout: float | None = None) -> HealthReport:
+        """What is dead, held for long, or about to go wrong, on the server and in every lock; the rates of failures.
+
+        Answers within `timeout` seconds (by default `redis.connect_timeout`), also when Redis hangs: then with
+        ``redis_connected`` False and the reason in ``error``. Writes nothing. Raises `ManagerClosedError`.
+        """
+        try:
+            async with asyncio.timeout(limit := self.connect_timeout if timeout is None else timeout):
+                parts = await self.started()
+                return await parts.overview.health(self.settings)
+        except TimeoutError:
+            return unreachable(self.server, f"Redis did not answer within {limit:g} s")
+        except ManagerClosedError:
+            raise
+        except GpuLockError as error:
+            return unreachable(self.server, str(error))
 
     async def history(self, gpu_id: int | str, *, limit: int = 100) -> list[HistoryEvent]:
         """The last `limit` events of one lock, newest first: each hold, and whatever was done to the lock.

@@ -143,6 +143,7 @@ class WaiterSnapshot(msgspec.Struct, frozen=True):
     """Epoch seconds, the server's clock."""
     mode: str
     deaf: bool
+    process: ProcessInfo | None
 
 
 class LockSnapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,23 +156,42 @@ class LockSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     value: str | None
     foreign: bool
     """The value matches no holder record: an older program set it."""
+    foreign_for: float | None
+    """Seconds since a monitor first saw this foreign value without expiry; None: none did."""
     phase: str | None
     holder_id: str | None
     task_name: str | None
     host: str | None
     pid: int | None
+    process: ProcessInfo | None
     fencing_token: int | None
     age: float | None
     """Seconds since the grant or the claim."""
+    lease: float | None
+    """Seconds that each beat buys."""
     deadline_in: float | None
     """Seconds until the lease ends without a beat; negative: it is over."""
+    deadline_ms: int | None
+    """The same, epoch ms: each beat writes a new one, so equal deadlines mean that no beat came between."""
     expires_in: float | None
     """Seconds until the key expires; None: it never does."""
     dirty: bool
     waiters: int
+    """Seats in the queue, dead ones among them."""
+    dead_waiters: int
+    """Seats whose inbox is gone, among the first in line."""
+    stray_waiters: bool
+    """Records of waiters are left without a queue."""
     queue: tuple[WaiterSnapshot, ...]
-    """The first in line."""
+    """The first in line that are alive."""
     stats: dict[str, int]
+
+    @property
+    def silent_for(self) -> float | None:
+        """Seconds since the last beat; None: nobody holds a lease."""
+        if self.phase in (None, "granted") or self.lease is None or self.deadline_in is None:
+            return None
+        return max(0.0, self.lease - self.deadline_in)
 
 
 class HistoryEvent(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from aiogpulock.errors import ProtocolError
+from aiogpulock.errors import GpuLockError, ProtocolError
 from aiogpulock.keys import LockKeys
 from aiogpulock.models import (
     Beat,
@@ -30,6 +30,7 @@ from aiogpulock.redis_client import RedisClient, ScriptMissingError
 AcquireReply = Held | Waiting | Refused | Finished | Stale
 
 SNAPSHOT_WAITERS = 100
+SNAPSHOTS_PER_WRITE = 50
 
 
 class Script(NamedTuple):
@@ -114,12 +115,7 @@ class Scripts:
     async def beat(self, beats: Sequence[tuple[LockKeys, str, int, LeaseTerms]]) -> list[Beat | Exception]:
         """Renew leases, all in one write: (keys, holder id, token, terms) each."""
         calls = [(keys, (holder_id, token, *lease)) for keys, holder_id, token, lease in beats]
-        commands = [self._command("heartbeat", keys, Terms(0, 0), arguments) for keys, arguments in calls]
-        replies = await self._client.execute_many(commands)
-        for index, reply in enumerate(replies):
-            if isinstance(reply, ScriptMissingError):
-                keys, arguments = calls[index]
-                replies[index] = await self._eval("heartbeat", keys, Terms(0, 0), arguments)
+        replies = await self._many("heartbeat", calls)
         return [_beat_or_error(reply, beat[0]) for reply, beat in zip(replies, beats, strict=True)]
 
     async def reassert(
@@ -146,6 +142,26 @@ class Scripts:
     async def snapshot(self, keys: LockKeys) -> LockSnapshot:
         """The lock at one moment; writes nothing."""
         return _snapshot(await self._run("snapshot", keys, Terms(0, 0), SNAPSHOT_WAITERS), keys)
+
+    async def snapshots(self, locks: Sequence[LockKeys]) -> list[LockSnapshot | GpuLockError]:
+        """Many locks in few writes. What cannot be read of one lock is its answer, and no other lock's trouble."""
+        found: list[LockSnapshot | GpuLockError] = []
+        for start in range(0, len(locks), SNAPSHOTS_PER_WRITE):
+            some = locks[start : start + SNAPSHOTS_PER_WRITE]
+            replies = await self._many("snapshot", [(keys, (SNAPSHOT_WAITERS,)) for keys in some])
+            found += [_snapshot_or_error(reply, keys) for reply, keys in zip(replies, some, strict=True)]
+        return found
+
+    async def _many(self, name: str, calls: Sequence[tuple[LockKeys, tuple[Any, ...]]]) -> list[Any]:
+        """One script for many locks, in one write; an error comes as its lock's reply."""
+        replies = await self._client.execute_many(
+            [self._command(name, keys, Terms(0, 0), arguments) for keys, arguments in calls]
+        )
+        for index, reply in enumerate(replies):
+            if isinstance(reply, ScriptMissingError):
+                keys, arguments = calls[index]
+                replies[index] = await self._eval(name, keys, Terms(0, 0), arguments)
+        return replies
 
     async def _run(self, name: str, keys: LockKeys, terms: Terms, *arguments: Any) -> list[Any]:
         try:
@@ -195,6 +211,15 @@ def _beat_or_error(reply: Any, keys: LockKeys) -> Beat | Exception:
         return error
 
 
+def _snapshot_or_error(reply: Any, keys: LockKeys) -> LockSnapshot | GpuLockError:
+    try:
+        if isinstance(reply, Exception):
+            raise reply
+        return _snapshot(_checked(reply, keys), keys)
+    except GpuLockError as error:
+        return error
+
+
 def _waiting(reply: list[Any]) -> Waiting:
     _, position, arrival, enqueued, recheck, value, holder, phase, process, receiver, more, waiters = reply
     return Waiting(
@@ -228,33 +253,43 @@ def _number(text: str | None) -> int | None:
 
 
 def _snapshot(reply: list[Any], keys: LockKeys) -> LockSnapshot:
-    _, now_ms, raw_value, pttl, raw_holder, waiters, listed, raw_stats = reply
+    _, now_ms, raw_value, pttl, raw_holder, waiters, listed, raw_stats, dead, stray, foreign_since = reply
     flat = [part.decode("utf-8", "replace") for part in raw_holder]
     holder = dict(zip(flat[::2], flat[1::2], strict=True))
-    stats = {name.decode(): int(amount) for name, amount in zip(raw_stats[::2], raw_stats[1::2], strict=True)}
+    stats = {
+        name.decode("utf-8", "replace"): _number(amount.decode("utf-8", "replace")) or 0
+        for name, amount in zip(raw_stats[::2], raw_stats[1::2], strict=True)
+    }
     value = raw_value.decode("utf-8", "replace") or None
     ours = "id" in holder and value in (None, f"locked_by_{holder.get('task', '')}:{holder['id']}")
     if not ours:
         holder = {}
     process = parse_process(holder.get("process", "").encode())
     since, deadline = _number(holder.get("since")), _number(holder.get("deadline"))
+    lease = _number(holder.get("lease"))
     return LockSnapshot(
         gpu_id=keys.gpu_id,
         key=keys.lock,
         at=now_ms / 1000,
         value=value,
         foreign=value is not None and not ours,
+        foreign_for=(now_ms - foreign_since) / 1000 if foreign_since else None,
         phase=holder.get("phase"),
         holder_id=holder.get("id"),
         task_name=holder.get("task"),
         host=process.host if process else None,
         pid=process.pid if process else None,
+        process=process,
         fencing_token=_number(holder.get("token")),
         age=(now_ms - since) / 1000 if since is not None else None,
+        lease=lease / 1000 if lease is not None else None,
         deadline_in=(deadline - now_ms) / 1000 if deadline is not None else None,
+        deadline_ms=deadline,
         expires_in=pttl / 1000 if pttl >= 0 else None,
         dirty=holder.get("dirty") == "1",
         waiters=waiters,
+        dead_waiters=dead,
+        stray_waiters=stray == 1,
         queue=tuple(_waiter(entry) for entry in listed),
         stats=stats,
     )
@@ -270,4 +305,5 @@ def _waiter(entry: list[Any]) -> WaiterSnapshot:
         since=entry[3] / 1_000_000,
         mode=entry[4].decode(),
         deaf=entry[5] == 1,
+        process=process,
     )

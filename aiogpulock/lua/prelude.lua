@@ -76,6 +76,15 @@ local function drop_seat(id)
   if redis.call('EXISTS', QUEUE) == 0 then redis.call('DEL', WAITERS) end
 end
 
+-- Since when a monitor has known this foreign value to stand without expiry: 0 if it has not noted it, or if a lease
+-- of ours came between, since then it is another value of the same text.
+local function foreign_since()
+  if not foreign then return 0 end
+  local f = redis.call('HMGET', FENCE, 'foreign', 'foreign_since', 'foreign_token', 'token')
+  if f[1] ~= value or f[3] ~= (f[4] or '0') then return 0 end
+  return tonumber(f[2]) or 0
+end
+
 -- outcomes: a finished id stays finished, so no delayed or repeated call can bring a lock back ----------------
 
 local function outcome_of(id)

@@ -1,17 +1,22 @@
--- The lock as it is, at one moment, for status and health. Writes nothing.
+-- The lock as it is, at one moment, for status, health and the monitor. Writes nothing.
 --
 -- KEYS  see prelude.lua
 -- ARGV  4 how many waiters to list
--- Reply {'snapshot', now_ms, value, pttl_ms, holder hash (flat), waiters in all, listed waiters, stats (flat)}
+-- Reply {'snapshot', now_ms, value, pttl_ms, holder hash (flat), seats in all, listed waiters, stats (flat),
+--        dead seats among those looked at, waiters without a queue (0/1),
+--        since when a monitor knows this foreign value without expiry, ms (0: not yet)}
 --       a listed waiter: {id, task, process (JSON), arrival_us, mode, deaf (0/1)}
 
-local listed = {}
+local listed, dead = {}, 0
 for _, id in ipairs(redis.call('ZRANGE', QUEUE, 0, tonumber(ARGV[4]) - 1)) do
   local seat = read_seat(id)
   local inbox = seat and read_inbox(seat.inbox)
-  if inbox then
+  if inbox and inbox.expires > now then
     listed[#listed + 1] = {id, seat.task, inbox.process, seat.arrival, inbox.mode, inbox.deaf and 1 or 0}
+  else
+    dead = dead + 1
   end
 end
-return {'snapshot', now, value or '', redis.call('PTTL', LOCK), redis.call('HGETALL', HOLDER),
-  redis.call('ZCARD', QUEUE), listed, redis.call('HGETALL', STATS)}
+local seats = redis.call('ZCARD', QUEUE)
+return {'snapshot', now, value or '', redis.call('PTTL', LOCK), redis.call('HGETALL', HOLDER), seats, listed,
+  redis.call('HGETALL', STATS), dead, seats == 0 and redis.call('EXISTS', WAITERS) or 0, foreign_since()}
