@@ -82,7 +82,6 @@ class Acquisition:
         self._started = clock.now()
         settings = wish.settings
         self._waiter = Waiter(secrets.token_hex(16), pace_of(settings), wish.priority, settings.claim_window)
-        self._room = manager.room(wish.keys, event_driven=settings.use_event_driven)
         self._known = False
         """Redis has answered once: from then on it may be away for as long as the wait lasts."""
         self._in_doubt = False
@@ -121,6 +120,7 @@ class Acquisition:
                 f"this task already holds {wish.keys.lock}, or waits for it: it would wait for itself. "
                 "Release it first, or pass the lease down"
             )
+        self._room = self._manager.room(wish.keys, event_driven=self._settings.use_event_driven)
         self._room.add(self._waiter)
 
     def _exit(self) -> None:

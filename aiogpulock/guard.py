@@ -11,6 +11,7 @@ import os
 import select
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import redis
@@ -37,6 +38,8 @@ class Guard:
     FASTEST: ClassVar[float] = 0.05
     """Seconds between two looks, at least."""
     RECONNECT: ClassVar[float] = 0.1
+    PATIENCE: ClassVar[float] = 0.5
+    """Seconds that the loop has to answer, once its beat is late, before it counts as blocked."""
 
     def __init__(
         self,
@@ -59,7 +62,10 @@ class Guard:
         self._connection: Any | None = None
         self._period = 60.0
         self._stopping = False
-        self._stalled_since: float | None = None
+        self._asked_at: float | None = None
+        self._answered = threading.Event()
+        """Set by the loop as soon as it runs."""
+        self._reported = False
         self._wake_read, self._wake_write = os.pipe()
         self._thread = threading.Thread(target=self._run, name="aiogpulock-guard", daemon=True)
         self._thread.start()
@@ -134,10 +140,16 @@ class Guard:
         return late >= 1.5 * interval and clock.now() - hold.beat_at >= interval / 2
 
     def _report(self, hold: Hold, late: float) -> None:
-        if late < 1.5 * hold.terms.interval:
-            self._stalled_since = None
-        elif self._stalled_since is None:
-            self._stalled_since = clock.now() - late
+        """A late beat is no stall yet: it may be Redis that hangs. So the loop itself is asked."""
+        if late < 1.5 * hold.terms.interval or self._answered.is_set():
+            self._asked_at, self._reported = None, False
+            self._answered.clear()
+        elif self._asked_at is None:
+            self._asked_at = clock.now()
+            with suppress(RuntimeError):  # the loop was closed just now: the next look sees that
+                hold.loop.call_soon_threadsafe(self._answered.set)
+        elif not self._reported and clock.now() - self._asked_at > self.PATIENCE:
+            self._reported = True
             self._on_stall(hold, late)
 
     def _beat(self, hold: Hold) -> None:

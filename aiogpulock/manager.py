@@ -44,6 +44,8 @@ COMMAND_CONNECTIONS = 4
 URGENT_CONNECTIONS = 1
 """For beats and releases: they never wait behind a thousand acquires."""
 KEEP_INDEX_SECONDS = 30 * 24 * 3600
+MOST_INDEXED = 1000
+"""Ids that a manager remembers to have made known; one more, and the oldest is made known again at its next use."""
 
 
 class GpuLockManager:
@@ -241,7 +243,7 @@ class GpuLockManager:
         return Terms(round(lock.claim_window * 1000), round(lock.restart_grace * 1000))
 
     def room(self, keys: LockKeys, *, event_driven: bool) -> WaitingRoom:
-        """Where the waiters of this process for one lock wait."""
+        """Where the waiters of this process for one lock wait. It is gone with the last of them: add to it at once."""
         return self.parts.room(keys, event_driven=event_driven)
 
     def inbox_name(self, *, event_driven: bool) -> str:
@@ -313,7 +315,11 @@ class GpuLockManager:
         now, client = time.time(), self.parts.client
         await client.execute("ZADD", keys.index, int(now), keys.gpu_id)
         await client.execute("EXPIRE", keys.index, KEEP_INDEX_SECONDS)
+        await client.execute("ZREMRANGEBYSCORE", keys.index, "-inf", int(now) - KEEP_INDEX_SECONDS)
+        self._indexed.pop(keys.gpu_id, None)
         self._indexed[keys.gpu_id] = now
+        if len(self._indexed) > MOST_INDEXED:
+            del self._indexed[next(iter(self._indexed))]
 
     # start and end
 

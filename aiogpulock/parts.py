@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from aiogpulock.config import Settings
@@ -73,7 +74,8 @@ class Parts:
         room = self.rooms.get((keys.lock, event_driven))
         if room is None:
             events: Callable[[], bool] = (lambda: self.inbox.healthy) if event_driven else (lambda: False)
-            room = self.rooms[keys.lock, event_driven] = WaitingRoom(events, self.watch)
+            on_empty = partial(self.rooms.pop, (keys.lock, event_driven), None)
+            room = self.rooms[keys.lock, event_driven] = WaitingRoom(events, self.watch, on_empty)
         return room
 
     def guard(self) -> Guard:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -127,8 +128,12 @@ class Scripts:
     async def reap(
         self, keys: LockKeys, terms: Terms, seen: str, outcome: str, reason: str, actor: str
     ) -> tuple[bool, bool]:
-        """End exactly the holder that was seen. Answers whether it was still there, and whether to `resume`."""
-        reply = await self._run("reap", keys, terms, seen, outcome, reason, actor)
+        """End exactly the holder that was seen. Answers whether this call ended it, and whether to `resume`.
+
+        A call whose reply was lost is sent again under the same id, so one of two monitors alone is told that it did.
+        """
+        call_id = secrets.token_hex(16)
+        reply = await self._run("reap", keys, terms, seen, outcome, reason, actor, call_id)
         return reply[0] == b"ended", reply[0] == b"ended" and reply[1] == 1
 
     async def resume(self, keys: LockKeys, terms: Terms) -> bool:

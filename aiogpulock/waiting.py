@@ -92,9 +92,10 @@ class WaitingRoom:
     AFTER_DEADLINE: ClassVar[float] = 0.002
     """Seconds after a deadline at which Redis has seen it pass: it counts in whole ms."""
 
-    def __init__(self, events: Callable[[], bool], watch: ProcessWatch) -> None:
+    def __init__(self, events: Callable[[], bool], watch: ProcessWatch, on_empty: Callable[[], object]) -> None:
         self._events = events
         self._watch = watch
+        self._on_empty = on_empty
         self._waiters: dict[str, Waiter] = {}
         self._places: list[tuple[int, str]] = []
         """A heap of (place, id); those who have left are dropped when they come up."""
@@ -123,6 +124,7 @@ class WaitingRoom:
             del self._paces[waiter.pace]
         if not self._waiters:
             self.close()
+            self._on_empty()
 
     def close(self) -> None:
         if self._timer is not None:

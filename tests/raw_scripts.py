@@ -65,8 +65,9 @@ class RawLock:
     def reassert(self, holder: str, token: int, lease: int = 60_000, inbox: str = "inbox") -> list[Any]:
         return self.call("reassert", holder, token, lease, 600_000, inbox, holder, "{}", 1, 0)
 
-    def reap(self, seen: str, outcome: str = "forced", reason: str = "forced") -> list[Any]:
-        return self.call("reap", seen, outcome, reason, "test")
+    def reap(self, seen: str, outcome: str = "forced", reason: str = "forced", call: str = "") -> list[Any]:
+        """`call`: the id of this call, to repeat it."""
+        return self.call("reap", seen, outcome, reason, "test", call)
 
     def key(self, part: str) -> str:
         return f"{{{self.keys.lock}}}:{part}"

@@ -3,9 +3,11 @@
 --
 -- KEYS  see prelude.lua
 -- ARGV  4 the value as seen   5 outcome: reaped or forced   6 reason   7 actor
+--       8 id of this call, or '': the same call again, after a lost reply, answers as the first
 -- Reply {'ended', more (0/1)}   {'changed', value}   {'newer', protocol}
 
-local seen, outcome, reason, actor = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+local seen, outcome, reason, actor, call = ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
+if call ~= '' and outcome_of(call) then return {'ended', 1} end
 local current = value or (holder and value_of(holder))
 if not current or current ~= seen then return {'changed', current or ''} end
 
@@ -22,6 +24,7 @@ else
     record('event', outcome, 'task', ended.task, 'token', text(ended.token), 'holder', ended.id, 'reason', reason, 'actor', actor, 'wait_ms', '0', 'hold_ms', '0')
   end
 end
+if call ~= '' then finish(call, outcome) end
 count('ended_' .. reason)
 local _, more = grant(nil)
 if ended and outcome == 'forced' then tell_lost(ended, reason) end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -87,6 +88,24 @@ def test_a_second_stall_is_carried_like_the_first(
         holder.expect("unblocked", number=number)
     assert holder.find("failed", timeout=0.5) is None
     assert lock.holder.get("task") == "a"
+
+
+def test_a_server_that_hangs_is_no_blocked_loop(own_server: RealServer, lone_crew: Crew) -> None:
+    settings = {"heartbeat": {"interval": 0.3, "timeout": 10}}
+    holder = lone_crew.start(own_server.url, **settings)
+    holder.tell("acquire", name="a")
+    holder.expect("held")
+    own_server.pause()
+    time.sleep(2)
+    own_server.resume()
+    holder.tell("release", name="a")
+    holder.expect("left", name="a")
+    assert "event_loop_blocked" not in holder.errors
+    holder.tell("acquire", name="b")
+    holder.expect("held", name="b")
+    holder.tell("block", seconds=1.5)
+    holder.expect("unblocked")
+    assert "event_loop_blocked" in holder.errors, "a real stall is reported after all"
 
 
 def test_a_lease_of_a_closed_loop_is_released_though_its_process_lives(

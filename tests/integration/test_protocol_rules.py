@@ -268,6 +268,16 @@ def test_force_ends_exactly_the_holder_that_was_seen(lock: RawLock) -> None:
     assert lock.value is None
 
 
+def test_a_repeated_reap_answers_as_the_first_and_ends_nobody_else(lock: RawLock) -> None:
+    lock.hold("a")
+    lock.acquire("b", mode="poll")
+    seen = lock.value or ""
+    assert lock.reap(seen, call="call 1")[0] == "ended"
+    assert lock.reap(seen, call="call 1")[0] == "ended"
+    assert lock.reap(seen, call="call 2")[0] == "changed", "somebody else's call did not end it"
+    assert lock.holder_id == "b"
+
+
 def test_whoever_reaps_does_not_jump_the_queue(lock: RawLock) -> None:
     lock.hold("a")
     for waiter in ("first", "second"):

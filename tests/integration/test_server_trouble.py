@@ -11,10 +11,13 @@ import pytest
 import redis
 
 from aiogpulock import GpuLockManager, LeaseLostError, ProtocolError
+from aiogpulock.keys import lock_keys
 from tests.acl import LEAST_PRIVILEGES
+from tests.faults.proxy import Proxy
 from tests.helpers import wait_until
 from tests.raw_scripts import RawLock
 from tests.servers import RealServer
+from tests.unit.support import eventually
 from tests.workers import Crew
 
 pytestmark = pytest.mark.integration
@@ -215,6 +218,26 @@ async def test_a_forced_release_is_told_to_the_holder_at_once(manager: GpuLockMa
     assert not await manager.force_release(0), "nobody is left to end"
     [event] = [event for _, event in lock.client.xrange(lock.key("events")) if event["event"] == "forced"]
     assert "maintenance" in event["actor"]
+
+
+async def test_a_forced_release_whose_reply_was_lost_knows_that_it_was_the_one(
+    server: RealServer, lock: RawLock
+) -> None:
+    proxy = Proxy(server.port)
+    try:
+        async with GpuLockManager(proxy.url) as manager:
+            keys, terms = lock_keys("0", "gpu_lock"), manager.script_terms()
+            lock.hold("a")
+            how = ("forced", "forced", "operator")
+            assert await manager.scripts.reap(keys, terms, "nobody", *how) == (False, False)
+            proxy.drop_replies(True)
+            reap = asyncio.create_task(manager.scripts.reap(keys, terms, lock.value or "", *how))
+            await eventually(lambda: not lock.value, description="the script to have run")
+            proxy.drop_replies(False)
+            ended, _ = await reap
+            assert ended
+    finally:
+        proxy.close()
 
 
 async def test_a_newer_protocol_is_refused_with_a_clear_error(manager: GpuLockManager, lock: RawLock) -> None:

@@ -210,7 +210,7 @@ class Caller:
                 # A re-assertion and a beat are not told the terms: they grant nothing.
                 return (0, 0, "", name, token, *lease, self.inbox(call.client), task, process, BASE_US, 0)
             case "reap":
-                return (*terms, f"locked_by_{task}:{name}", "reaped", "process_gone", "monitor")
+                return (*terms, f"locked_by_{task}:{name}", "reaped", "process_gone", "monitor", "")
             case _:
                 raise AssertionError(call)
 

@@ -181,10 +181,10 @@ class HonestStore(RuleBasedStateMachine):
     def withdraw(self, waiter: str, reason: str, inbox: str) -> None:
         self.both.run("withdraw", WINDOW_MS, GRACE_MS, "", waiter, reason, inbox)
 
-    @rule(outcome=st.sampled_from(["reaped", "forced"]), seen=st.booleans())
-    def reap(self, outcome: str, seen: bool) -> None:
+    @rule(outcome=st.sampled_from(["reaped", "forced"]), seen=st.booleans(), call=st.sampled_from(["", "call-1"]))
+    def reap(self, outcome: str, seen: bool, call: str) -> None:
         value = self.both.client.get(self.both.keys[0]) if seen else None
-        self.both.run("reap", WINDOW_MS, GRACE_MS, "", value or "locked_by_x:y", outcome, outcome, "operator")
+        self.both.run("reap", WINDOW_MS, GRACE_MS, "", value or "locked_by_x:y", outcome, outcome, "operator", call)
 
     @rule(listed=st.sampled_from([1, 10]))
     def snapshot(self, listed: int) -> None:

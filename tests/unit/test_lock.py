@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import re
+import time
 from typing import Any
 
 import pytest
+import redis
 
 from aiogpulock import (
     ConfigError,
@@ -50,6 +52,30 @@ async def test_a_second_release_does_nothing_also_not_to_the_next_holder(manager
         await first.release()
         assert await current(manager) == f"locked_by_next:{second.holder_id}"
     assert manager.exception_stats.ownership_violations == 0
+
+
+async def test_a_manager_forgets_the_locks_that_nobody_waits_for(
+    manager: GpuLockManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiogpulock.manager.MOST_INDEXED", 3)
+    async with held_elsewhere(manager):
+        with pytest.raises(LockTimeoutError):
+            await manager.lock(0, max_wait_time=0.05).acquire()
+    for gpu in range(1, 6):
+        async with manager.lock(gpu):
+            pass
+    assert manager.parts.rooms == {}
+    assert list(manager._indexed) == ["3", "4", "5"]
+    assert len(await manager.status()) == 6, "Redis still knows them"
+
+
+async def test_the_index_forgets_ids_that_were_unused_for_a_month(
+    manager: GpuLockManager, redis_cleanup: redis.Redis
+) -> None:
+    index = "{gpu_lock}:index"
+    redis_cleanup.zadd(index, {"long ago": time.time() - 31 * 24 * 3600, "of late": time.time() - 29 * 24 * 3600})
+    async with manager.lock(0):
+        assert redis_cleanup.zrange(index, 0, -1) == ["of late", "0"]
 
 
 async def test_two_releases_at_once_are_one(manager: GpuLockManager) -> None:

@@ -31,7 +31,7 @@ class Room(WaitingRoom):
 
     def __init__(self, *, healthy: bool = True) -> None:
         self.healthy = healthy
-        super().__init__(lambda: self.healthy, ProcessWatch())
+        super().__init__(lambda: self.healthy, ProcessWatch(), lambda: None)
 
     def enter(self, name: str, position: int, pace: Pace = PACE, priority: int = 0, **changes: Any) -> Waiter:
         waiter = Waiter(name, pace, priority, claim_window=2)
