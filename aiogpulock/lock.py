@@ -55,7 +55,7 @@ class GpuLock:
         for name, hook in (("cleanup", cleanup), ("on_lost", on_lost)):
             if hook is not None and not callable(hook):
                 raise ConfigError(f"gpu_lock({name}={hook!r}): must be callable")
-        self._find_manager = find_manager
+        self.find_manager = find_manager
         self._task_name = clean_task_name(task_name) if task_name is not None else None
         self._priority = priority
         self._cleanup = cleanup
@@ -81,7 +81,7 @@ class GpuLock:
 
     async def acquire_for(self, owner: object) -> Lease:
         """`acquire` for an owner that is not the current task: a thread, for one."""
-        manager = await self._find_manager()
+        manager = await self.find_manager()
         settings = self._settings(manager)
         parts = await manager.started()
         if settings.use_event_driven:

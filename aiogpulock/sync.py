@@ -22,7 +22,6 @@ from anyio.from_thread import BlockingPortal
 
 from aiogpulock import signals
 from aiogpulock.api import gpu_lock as async_gpu_lock
-from aiogpulock.default import default_manager
 from aiogpulock.errors import LeaseLostError
 from aiogpulock.lease import Lease as AsyncLease
 from aiogpulock.leaving import reason_for
@@ -90,7 +89,7 @@ def close() -> None:
             _thread.join()
 
 
-def _call(step: Callable[[], Awaitable[R]]) -> R:
+def call(step: Callable[[], Awaitable[R]]) -> R:
     """Run `step` on the background loop. Ctrl-C in this thread cancels it there; its clean-up goes on there too."""
     future = _running_portal().start_task_soon(step)
     try:
@@ -115,7 +114,7 @@ class Lease:
 
     def release(self, reason: str = "normal") -> None:
         """Release and hand off. Raises `LeaseLostError` if the lease was lost before."""
-        _call(lambda: self._lease.release(reason))
+        call(lambda: self._lease.release(reason))
 
     def __repr__(self) -> str:
         return repr(self._lease)
@@ -141,13 +140,13 @@ class GpuLock:
             return taken[0]
 
         if threading.current_thread() is threading.main_thread():
-            signals.cover(_call(default_manager))  # before the wait: SIGTERM gives a waiter's seat back too
+            signals.cover(call(self._lock.find_manager))  # before the wait: SIGTERM gives a waiter's seat back too
         try:
-            lease = Lease(_call(take))
+            lease = Lease(call(take))
         except BaseException:
             given_up = True  # a lease that arrives with Ctrl-C has nobody else to release it
             if taken:
-                _call(lambda: taken[0].release("cancelled"))
+                call(lambda: taken[0].release("cancelled"))
             raise
         return lease
 

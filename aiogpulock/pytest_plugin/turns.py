@@ -1,0 +1,95 @@
+"""The leases that the tests of this process hold. Imported with the first marked test, and not before.
+
+Leases live on the background event loop of `aiogpulock.sync`: no loop of a test is needed, and none that a test blocks,
+or closes, can lose one.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from aiogpulock import sync
+from aiogpulock.default import PerLoop
+from aiogpulock.errors import GpuLockError, InvalidGpuError
+from aiogpulock.gpu import nvml
+from aiogpulock.gpu.identity import locate
+from aiogpulock.gpu.records import NvmlError
+from aiogpulock.lock import GpuLock
+from aiogpulock.manager import GpuLockManager
+from aiogpulock.pytest_plugin.mark import Wish
+from aiogpulock.pytest_plugin.options import Options
+
+
+@dataclass
+class Turn:
+    """A lease that a test holds; others of this process join it, such as a test within a wider fixture."""
+
+    gpu_id: str
+    lease: sync.Lease
+    users: int = 1
+
+
+class Turns:
+    """Takes GPUs for tests, and gives them back."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._find_manager = PerLoop(lambda: GpuLockManager(options.redis_url))
+        self._turns: dict[str, Turn] = {}
+        self._absent: dict[str, str] = {}
+
+    def absence(self, gpu_id: str) -> str:
+        """Why this GPU is not here; empty if it is, or if NVML is not to be asked. Raises `GpuLockError`."""
+        if gpu_id not in self._absent:
+            self._absent[gpu_id] = sync.call(lambda: self._look(gpu_id))
+        return self._absent[gpu_id]
+
+    async def _look(self, gpu_id: str) -> str:
+        settings = (await self._find_manager()).settings.gpu_lock
+        if settings.gpu_memory.nvml == "off":
+            return ""
+        try:
+            devices = await nvml.shared().devices()
+        except NvmlError as error:
+            if error.status == "no_nvml":
+                return f"no GPU here: {error}"
+            raise
+        if not devices:
+            return "no GPU here: the NVIDIA driver lists none"
+        try:
+            place = locate(gpu_id, devices, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        except InvalidGpuError as error:
+            return str(error)
+        return f"{gpu_id} is a GPU of another host" if place.remote else ""
+
+    def lock(self, wish: Wish, task_name: str) -> sync.GpuLock:
+        """Raises `ConfigError` for keywords that no lock takes."""
+        keywords = {"task_name": task_name, **self._options.overrides, **wish.keywords}
+        return sync.GpuLock(GpuLock(wish.gpu_id, self._find_manager, **keywords))
+
+    def take(self, gpu_id: str, lock: sync.GpuLock) -> Turn:
+        """Wait for a GPU, or join the turn that this process has on it. Raises `GpuLockError`."""
+        if gpu_id in self._turns:
+            self._turns[gpu_id].users += 1
+        else:
+            self._turns[gpu_id] = Turn(gpu_id, lock.acquire())
+        return self._turns[gpu_id]
+
+    def give_back(self, turn: Turn) -> str:
+        """Release with the last user. Answers what is to be complained of; empty: nothing."""
+        turn.users -= 1
+        if turn.users or self._turns.pop(turn.gpu_id, None) is not turn:
+            return ""
+        try:
+            turn.lease.release()
+        except GpuLockError as error:
+            return str(error)
+        return ""
+
+    def close(self) -> None:
+        """Give back what an interrupted run still holds, and end the background thread."""
+        for turn in list(self._turns.values()):
+            turn.users = 1
+            self.give_back(turn)
+        sync.close()
