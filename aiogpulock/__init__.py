@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from aiogpulock.errors import QueueFullError as QueueFullError
     from aiogpulock.errors import RedisUnavailableError as RedisUnavailableError
     from aiogpulock.errors import ServerTooOldError as ServerTooOldError
+    from aiogpulock.gpu.records import Gpu as Gpu
+    from aiogpulock.gpu.records import NvmlError as NvmlError
     from aiogpulock.lease import Lease as Lease
     from aiogpulock.lock import GpuLock as GpuLock
     from aiogpulock.manager import GpuLockManager as GpuLockManager
@@ -42,9 +44,11 @@ _ERRORS = (
     "ServerTooOldError",
 )
 _HOMES = {
+    "Gpu": "gpu.records",
     "GpuLock": "lock",
     "GpuLockManager": "manager",
     "Lease": "lease",
+    "NvmlError": "gpu.records",
     "Settings": "config",
     "gpu_lock": "api",
     **dict.fromkeys(_ERRORS, "errors"),

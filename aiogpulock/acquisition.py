@@ -26,6 +26,7 @@ from aiogpulock.waiting import Pace, Waiter
 
 if TYPE_CHECKING:
     from aiogpulock.config import LockSettings
+    from aiogpulock.gpu.records import Gpu
     from aiogpulock.manager import GpuLockManager
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Wish(NamedTuple):
     """What is to be acquired, and how."""
 
     keys: LockKeys
+    gpu: Gpu
     settings: LockSettings
     task_name: str
     priority: int
@@ -224,6 +226,7 @@ class Acquisition:
         )
         hold = Hold(
             self._wish.keys,
+            self._wish.gpu,
             waiter.id,
             reply.token,
             terms=self._terms,

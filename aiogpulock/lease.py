@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 from aiogpulock import clock
 from aiogpulock.errors import LeaseLostError
+from aiogpulock.gpu.records import Gpu
 from aiogpulock.keys import LockKeys
 from aiogpulock.scripts import LeaseTerms, Terms
 
@@ -43,6 +44,7 @@ class Hold:
     def __init__(
         self,
         keys: LockKeys,
+        gpu: Gpu,
         holder_id: str,
         fencing_token: int,
         *,
@@ -52,6 +54,7 @@ class Hold:
         sent_at: float,
     ) -> None:
         self.keys = keys
+        self.gpu = gpu
         self.id = holder_id
         self.token = fencing_token
         self.terms = terms
@@ -180,9 +183,9 @@ class Lease:
         self._finalizer.atexit = False
 
     @property
-    def gpu(self) -> str:
-        """The id that is locked."""
-        return self._hold.keys.gpu_id
+    def gpu(self) -> Gpu:
+        """The device: the id that it is locked by, and UUID, index and model as far as NVML tells them."""
+        return self._hold.gpu
 
     @property
     def key(self) -> str:
@@ -221,8 +224,13 @@ class Lease:
             raise self._hold.loss("lease_expired")
 
     def env(self) -> dict[str, str]:
-        """Environment variables that tell a child process its GPU and its fencing token."""
-        return {"AIOGPULOCK_GPU": self.gpu, "AIOGPULOCK_TOKEN": str(self.fencing_token)}
+        """Environment variables for a child process: they show it this GPU alone, and tell it the fencing token.
+
+        CUDA_VISIBLE_DEVICES is the UUID where NVML is there, else the index. Add them to ``os.environ``. They have no
+        effect within a process that has begun to use CUDA.
+        """
+        told = {"AIOGPULOCK_GPU": self.gpu.id, "AIOGPULOCK_TOKEN": str(self.fencing_token)}
+        return told | self.gpu.env()
 
     async def release(self, reason: str = "normal") -> None:
         """Release and hand off. Raises `LeaseLostError` if the lease was lost before.

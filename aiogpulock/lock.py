@@ -86,9 +86,10 @@ class GpuLock:
         parts = await manager.started()
         if settings.use_event_driven:
             await parts.inbox.ready()
-        keys = lock_keys(self._gpu_id, manager.namespace)
+        gpu = await manager.find(self._gpu_id, settings)
+        keys = lock_keys(gpu.id, manager.namespace)
         await manager.index(keys)
-        wish = Wish(keys, settings, self._task_name or _task_name(owner), self._priority, owner)
+        wish = Wish(keys, gpu, settings, self._task_name or _task_name(owner), self._priority, owner)
         hold = await Acquisition(manager, wish).run()
         return self._lease(manager, hold)
 

@@ -14,13 +14,14 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from aiogpulock import signals
-from aiogpulock.config import Settings, SettingsSource
+from aiogpulock.config import LockSettings, Settings, SettingsSource
 from aiogpulock.errors import (
     GpuLockError,
     InvalidGpuError,
     ManagerClosedError,
     RedisUnavailableError,
 )
+from aiogpulock.gpu.records import Gpu
 from aiogpulock.health import HealthReport, unreachable
 from aiogpulock.heartbeat import Holds
 from aiogpulock.history import read_history
@@ -155,7 +156,21 @@ class GpuLockManager:
         Raises `InvalidGpuError`, `RedisUnavailableError`.
         """
         parts = await self.started()
-        return await read_history(parts.client, lock_keys(check_gpu_id(gpu_id), self.namespace), limit)
+        return await read_history(parts.client, await self.keys_of(gpu_id), limit)
+
+    async def keys_of(self, gpu_id: int | str) -> LockKeys:
+        """The keys under which this host locks a GPU, for whoever looks at the lock and does not acquire it.
+
+        An id that means no device here is taken by its name: its lock may be an old one. Raises `InvalidGpuError` for
+        what can be no id, `RedisUnavailableError`.
+        """
+        name, lock = check_gpu_id(gpu_id), self.settings.gpu_lock
+        parts = await self.started()
+        try:
+            gpu = await parts.finder.look(name, lock.identity, lock.gpu_memory.nvml)
+        except InvalidGpuError:
+            return lock_keys(name, self.namespace)
+        return lock_keys(gpu.id, self.namespace)
 
     async def force_release(
         self, gpu_id: int | str, *, holder_id: str | None = None, reason: str = "operator", actor: str | None = None
@@ -167,7 +182,7 @@ class GpuLockManager:
         Raises `RedisUnavailableError`.
         """
         parts = await self.started()
-        keys = lock_keys(check_gpu_id(gpu_id), self.namespace)
+        keys = await self.keys_of(gpu_id)
         seen = await parts.scripts.snapshot(keys)
         if seen.value is None or holder_id not in (None, seen.holder_id or seen.value):
             return False
@@ -299,6 +314,11 @@ class GpuLockManager:
         if not self._closed:
             await self._link.revive()
 
+    async def find(self, gpu_id: str, settings: LockSettings) -> Gpu:
+        """The device of an id, and what it is locked by. Raises `InvalidGpuError`, `NvmlError` if that is required."""
+        patience = float("inf") if settings.max_wait_time is None else settings.max_wait_time
+        return await self.parts.finder.find(gpu_id, settings.identity, settings.gpu_memory.nvml, patience)
+
     async def index(self, keys: LockKeys) -> None:
         """Make a lock known before its first acquire, and once a day. Raises `AuthenticationError`.
 
@@ -384,8 +404,9 @@ class GpuLockManager:
                 room.wake_first()
 
     def on_health(self, healthy: bool) -> None:
-        if healthy:
-            self.parts.heartbeat.beat_now()  # the server may have restarted without its data
+        if healthy:  # the server may have restarted without its data
+            self.parts.heartbeat.beat_now()
+            self._add_errand("aliases", self.parts.finder.restore)
         for room in self.parts.rooms.values():
             room.health_changed()
 

@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING
 
 from aiogpulock.config import Settings
 from aiogpulock.errands import Errands
+from aiogpulock.gpu.aliases import Aliases
+from aiogpulock.gpu.finder import Finder
+from aiogpulock.gpu.nvml import shared
 from aiogpulock.guard import Guard
 from aiogpulock.health import Health, HealthReport
 from aiogpulock.heartbeat import Heartbeat
 from aiogpulock.keys import LockKeys, inbox_channel
 from aiogpulock.lease import Hold
-from aiogpulock.liveness import ProcessWatch
+from aiogpulock.liveness import ProcessWatch, boot_id
 from aiogpulock.redis_client import RedisClient
 from aiogpulock.scripts import Scripts
+from aiogpulock.server_check import restart_grace_left
 from aiogpulock.server_link import ServerLink
 from aiogpulock.waiting import WaitingRoom
 from aiogpulock.wakeups import Inbox
@@ -66,6 +70,12 @@ class Parts:
         )
         self.overview = Overview(manager.link, manager.namespace)
         self.heartbeat = Heartbeat(manager.holds, self.urgent, cap=self._beat_cap, unreachable=manager.unreachable)
+        self.finder = Finder(
+            shared(),
+            Aliases(client.execute_many, manager.namespace, boot_id(), self._grace_left),
+            connect_timeout=manager.connect_timeout,
+            connected=lambda: self.inbox.healthy,
+        )
         self._manager = manager
         self._urgent_client = urgent
         self._guard: Guard | None = None
@@ -90,6 +100,10 @@ class Parts:
                 on_stall=_report_stall(manager),
             )
         return self._guard
+
+    async def _grace_left(self) -> float:
+        manager = self._manager
+        return await restart_grace_left(self.client, manager.settings.gpu_lock.restart_grace, manager.link.clean_run())
 
     def _beat_cap(self) -> float:
         """A holder without an inbox learns of a restart only by its beats: they must come within the grace."""

@@ -31,6 +31,18 @@ def parse_info(text: str) -> dict[str, str]:
     return dict(line.split(":", 1) for line in text.splitlines() if ":" in line and not line.startswith("#"))
 
 
+async def restart_grace_left(client: RedisClient, grace: float, clean_run: str) -> float:
+    """Seconds until the scripts grant anything on a server that has just started; 0 where nothing was to be lost."""
+    try:
+        info = parse_info((await client.execute("INFO", "server")).decode("utf-8", "replace"))
+    except AuthenticationError:
+        return 0.0  # the scripts cannot see a restart either
+    if info.get("run_id") == clean_run:
+        return 0.0
+    up = max(0, int(info.get("uptime_in_seconds", "0")) - 1)  # a difference of whole seconds: up to 1 s too long
+    return max(0.0, grace - up)
+
+
 async def check_server(client: RedisClient) -> None:
     """Raise `ServerTooOldError`, or warn about what can lose locks. Raises what `RedisClient.execute` raises."""
     try:

@@ -7,7 +7,7 @@ KEYS_AND_CHANNELS = "resetkeys ~gpu_lock* ~{gpu_lock* resetchannels &gpu_lock*"
 COMMANDS = (
     "-@all +evalsha +eval +hello +auth +ping +select +client|setname +info +subscribe +unsubscribe +publish "
     "+time +pubsub|numsub +get +set +del +exists +expire +pexpire +pttl "
-    "+hmget +hget +hset +hdel +hgetall +hincrby "
+    "+hmget +hget +hset +hdel +hsetnx +hkeys +hgetall +hincrby "
     "+zadd +zrem +zscore +zrank +zrange +zcard +zremrangebyscore +zremrangebyrank +xadd"
 )
 """Commands within scripts need the caller's permission too."""

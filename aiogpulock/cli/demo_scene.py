@@ -21,7 +21,9 @@ from aiogpulock.cli.demo_referee import Referee, Stay
 from aiogpulock.cli.demo_view import Event, Frame, Row, State, Tone, View
 from aiogpulock.cli.demo_worker import GPU, HOLD_LONG, START, Orders, Report, make_manager
 from aiogpulock.errors import GpuLockError
+from aiogpulock.gpu.aliases import alias_key
 from aiogpulock.keys import check_gpu_id, lock_keys
+from aiogpulock.liveness import boot_id
 from aiogpulock.manager import GpuLockManager
 from aiogpulock.models import LockSnapshot
 
@@ -235,6 +237,7 @@ class Scene:
         with contextlib.suppress(GpuLockError):
             await manager.parts.client.execute("DEL", *self._keys.script_keys)
             await manager.parts.client.execute("DEL", self._keys.index)
+            await manager.parts.client.execute("DEL", alias_key(manager.namespace, boot_id()))
 
     # what is seen
 

@@ -56,7 +56,11 @@ def make_manager(namespace: str, redis_url: str | None) -> GpuLockManager:
     """A manager for the demo: no file and no variable takes part, see `run_demo`. Raises `ConfigError`."""
     embedded = "never" if redis_url else "require"
     return GpuLockManager(
-        redis_url, os.devnull, redis={"namespace": namespace, "embedded": embedded}, heartbeat=HEARTBEAT
+        redis_url,
+        os.devnull,
+        redis={"namespace": namespace, "embedded": embedded},
+        heartbeat=HEARTBEAT,
+        gpu_memory={"nvml": "off"},  # the GPU of the demo is none: a real one is left alone
     )
 
 

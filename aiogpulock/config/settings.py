@@ -186,11 +186,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 # Values that promise a protection which this version does not give. To be deleted when the GPU side lands.
 _NOT_YET = {
-    "gpu_lock.identity": lambda value: value == "uuid",
     "gpu_lock.gpu_memory.policy": lambda value: value in ("hold", "raise", "quarantine"),
     "gpu_lock.gpu_memory.require_free": lambda value: value is not None,
     "gpu_lock.gpu_memory.on_busy": lambda value: value in ("wait", "raise"),
-    "gpu_lock.gpu_memory.nvml": lambda value: value == "required",
     "gpu_lock.gpu_memory.cleanup": bool,
 }
 

@@ -119,6 +119,11 @@ def _disagreement(index: int, theirs: str, ours: str) -> InvalidGpuError:
 # what an id means
 
 
+def means_a_device(gpu_id: str) -> bool:
+    """Whether NVML may have something to say about the id; anything else is a free name."""
+    return any(pattern.fullmatch(gpu_id) for pattern in (_INDEX, _CUDA, _UUID_LIKE))
+
+
 def _needs_known_uuids(gpu_id: str, devices: Sequence[GpuDevice] | None) -> bool:
     return devices is None and bool(_UUID_LIKE.fullmatch(gpu_id)) and not _FULL_UUID.fullmatch(_canonical(gpu_id))
 

@@ -117,7 +117,7 @@ class Nvml:
     def _run(self) -> None:
         while True:
             try:
-                job = self._jobs.get(timeout=self._idle)
+                job = self._jobs.get(timeout=self._idle if self._ready else 0)  # without a driver it ends at once
             except queue.Empty:
                 job = None
             if job is not None:

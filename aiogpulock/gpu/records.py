@@ -29,6 +29,32 @@ class NvmlError(GpuLockError):
         self.code = code
 
 
+class Gpu(msgspec.Struct, frozen=True):
+    """What a lease is for. `str()` gives the id."""
+
+    id: str
+    """What the lock is named by: a UUID; an index where NVML is not there; or a free name."""
+    uuid: str | None = None
+    index: int | None = None
+    """NVML's index on this host, from 0."""
+    name: str | None = None
+    """The model, as NVML tells it."""
+    remote: bool = False
+    """A UUID that NVML does not know here: the device of another host."""
+
+    def __str__(self) -> str:
+        return self.id
+
+    def env(self) -> dict[str, str]:
+        """Variables that show this device, and no other, to a program that is started with them."""
+        if self.uuid is not None:
+            return {"CUDA_VISIBLE_DEVICES": self.uuid, "NVIDIA_VISIBLE_DEVICES": self.uuid}
+        if self.index is None:
+            return {}
+        index = str(self.index)  # CUDA's own order is another one
+        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": index, "NVIDIA_VISIBLE_DEVICES": index}
+
+
 class GpuDevice(msgspec.Struct, frozen=True):
     """One GPU of this host, or one MIG device of it."""
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from aiogpulock.gpu.nvml import shared
+from tests.helpers import wait_until
 from tests.nvml_sim import Simulation, build
 
 
@@ -26,3 +28,5 @@ def sim(driver_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     yield simulation
     simulation.close()
+    shared().close()
+    wait_until(lambda: shared()._thread is None, description="the thread ends")

@@ -31,7 +31,7 @@ async def client(redis_url: str) -> AsyncIterator[RedisClient]:
 
 @pytest.fixture
 def aliases(client: RedisClient) -> Aliases:
-    return Aliases(client.execute, "gpu_lock", "boot")
+    return Aliases(client.execute_many, "gpu_lock", "boot")
 
 
 async def key(
@@ -132,7 +132,7 @@ async def test_processes_with_and_without_nvml_meet_at_one_key_or_are_refused(
 
 async def test_all_at_once_meet_at_one_key_in_every_round(client: RedisClient) -> None:
     for number in range(100):
-        aliases = Aliases(client.execute, "gpu_lock", f"boot {number}")
+        aliases = Aliases(client.execute_many, "gpu_lock", f"boot {number}")
         ways = [WAYS[turn % 2] for turn in range(4)]
         keys = await asyncio.gather(*(key(aliases, *way) for way in ways))
         assert len(set(keys)) == 1
@@ -140,7 +140,7 @@ async def test_all_at_once_meet_at_one_key_in_every_round(client: RedisClient) -
 
 async def test_another_boot_is_another_host(client: RedisClient, aliases: Aliases) -> None:
     assert await key(aliases, "0", NO_NVML) == "0"
-    assert await key(Aliases(client.execute, "gpu_lock", "other"), "0") == A
+    assert await key(Aliases(client.execute_many, "gpu_lock", "other"), "0") == A
 
 
 @pytest.mark.parametrize(

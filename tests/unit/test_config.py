@@ -207,7 +207,6 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(file: Path) -> Non
         ({"require_free": "20GiB"}, "require_free=…): '20GiB'"),
         ({"on_busy": "wait"}, "on_busy=…): 'wait'"),
         ({"on_busy": "raise"}, "on_busy=…): 'raise'"),
-        ({"nvml": "required"}, "nvml=…): 'required'"),
         ({"cleanup": ["gc"]}, "cleanup=…): "),
     ],
 )
@@ -215,11 +214,6 @@ def test_a_promise_that_this_version_cannot_keep_is_refused(keywords: dict[str, 
     error = refused_keyword(gpu_memory=keywords)
     assert error.startswith(f"gpu_lock(gpu_memory.{key}")
     assert "is not available in this version" in error
-
-
-def test_locking_by_uuid_is_refused_until_it_exists(file: Path) -> None:
-    assert "'uuid' is not available in this version" in refused(file, "gpu_lock: {identity: uuid}")
-    assert lock_of(file, "gpu_lock: {identity: logical}").identity == "logical"
 
 
 # --- YAML ---

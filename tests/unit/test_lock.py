@@ -21,6 +21,7 @@ from aiogpulock import (
     QueueFullError,
     gpu_lock,
 )
+from aiogpulock.gpu.records import Gpu
 from tests.unit.support import current, eventually, held_elsewhere, waiters
 
 
@@ -35,14 +36,17 @@ async def test_the_body_runs_under_the_lock_and_the_lock_is_free_afterwards(mana
 
 async def test_acquire_and_release_are_a_pair(manager: GpuLockManager) -> None:
     lease = await manager.lock("cuda:0", task_name="pair").acquire()
-    assert await current(manager, "cuda:0") == f"locked_by_pair:{lease.holder_id}"
-    assert (lease.gpu, lease.key, lease.task_name) == ("cuda:0", "gpu_lock:cuda:0", "pair")
+    assert await current(manager) == f"locked_by_pair:{lease.holder_id}"
+    assert (lease.gpu, lease.key, lease.task_name) == (Gpu("0", index=0), "gpu_lock:0", "pair")
     assert not lease.lost.is_set()
     assert lease.lost_reason is None
     lease.check()
-    assert lease.env() == {"AIOGPULOCK_GPU": "cuda:0", "AIOGPULOCK_TOKEN": str(lease.fencing_token)}
+    assert lease.env() == Gpu("0", index=0).env() | {
+        "AIOGPULOCK_GPU": "0",
+        "AIOGPULOCK_TOKEN": str(lease.fencing_token),
+    }
     await lease.release()
-    assert await current(manager, "cuda:0") is None
+    assert await current(manager) is None
 
 
 async def test_a_second_release_does_nothing_also_not_to_the_next_holder(manager: GpuLockManager) -> None:

@@ -37,7 +37,7 @@ def test_a_thread_holds_the_lock_for_its_body(client: redis.Redis) -> None:
         assert client.get(VALUE) == f"locked_by_thread:{lease.holder_id}"
         lease.check()
         assert not lease.lost.is_set()
-        assert (lease.gpu, lease.key) == ("0", "gpu_lock:0")
+        assert (str(lease.gpu), lease.key) == ("0", "gpu_lock:0")
         assert "token=" in repr(lease)
     assert client.get(VALUE) is None
 

@@ -1,0 +1,134 @@
+"""Finds the device behind a GPU id for one manager, agrees with the host on its key, and remembers both."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Literal, NamedTuple, TypeAlias
+
+from aiogpulock import clock
+from aiogpulock.errors import RedisUnavailableError
+from aiogpulock.gpu.aliases import Aliases
+from aiogpulock.gpu.identity import Mode, means_a_device, resolve
+from aiogpulock.gpu.nvml import Nvml
+from aiogpulock.gpu.records import Gpu, GpuDevice, NvmlError
+
+logger = logging.getLogger(__name__)
+
+REMEMBER = 24 * 3600.0
+"""Seconds until an id is resolved anew, which also keeps its alias from expiring."""
+REMEMBER_TROUBLE = 60.0
+"""The same where the driver was there and did not answer."""
+MOST = 1024
+"""Ids that are remembered: free names may come and go."""
+RETRY = 0.1
+"""Seconds between attempts while Redis is away."""
+
+
+UseNvml: TypeAlias = Literal["auto", "required", "off"]
+
+
+class Wanted(NamedTuple):
+    """What decides which device and key an id means."""
+
+    gpu_id: str
+    mode: Mode
+    nvml: UseNvml
+    visible: str | None
+    """The text of CUDA_VISIBLE_DEVICES."""
+
+
+class Finder:
+    """The devices of one manager. A remembered id costs no I/O.
+
+    `connect_timeout`: seconds for which Redis may be away. `connected` answers whether a restart of Redis would be
+    noticed: only then is a remembered key trusted, since the aliases may be gone with the data.
+    """
+
+    def __init__(self, nvml: Nvml, aliases: Aliases, connect_timeout: float, connected: Callable[[], bool]) -> None:
+        self._nvml = nvml
+        self._aliases = aliases
+        self._connect_timeout = connect_timeout
+        self._connected = connected
+        self._found: dict[Wanted, tuple[float, Gpu]] = {}
+        self._listed: tuple[float, Sequence[GpuDevice] | None] = (0.0, None)
+
+    async def find(self, gpu_id: str, mode: Mode, nvml: UseNvml, patience: float) -> Gpu:
+        """The device and its key. `patience`: seconds to wait where Redis has just restarted.
+
+        Raises `InvalidGpuError`, `RedisUnavailableError`, `LockTimeoutError` after a restart, and `NvmlError` where
+        NVML is required and not there.
+        """
+        wanted = Wanted(gpu_id, mode, nvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        until, gpu = self._found.get(wanted, (0.0, None))
+        if gpu is None or clock.now() >= until or not self._connected():
+            devices = await self._devices(wanted)
+            gpu = await self._resolve(wanted, devices, self._aliases.within(patience))
+            if len(self._found) >= MOST:
+                self.forget()
+            self._found[wanted] = min(clock.now() + REMEMBER, self._listed[0] or float("inf")), gpu
+        return gpu
+
+    async def look(self, gpu_id: str, mode: Mode, nvml: UseNvml) -> Gpu:
+        """The same for somebody who only looks: the first word about a GPU is left to those who lock it."""
+        wanted = Wanted(gpu_id, mode, "off" if nvml == "off" else "auto", os.environ.get("CUDA_VISIBLE_DEVICES"))
+        return await _identify(wanted, await self._devices(wanted), self._aliases.reading())
+
+    def forget(self) -> None:
+        """Redis may restart without its data."""
+        self._found.clear()
+
+    async def restore(self) -> None:
+        """Redis may have come back without its data: say again what it told before. Raises `RedisUnavailableError`."""
+        self.forget()
+        await self._aliases.restore()
+
+    async def _devices(self, wanted: Wanted) -> Sequence[GpuDevice] | None:
+        """What NVML lists; None: nothing, it is not there, or is not to be asked."""
+        if wanted.nvml == "off" or (wanted.nvml == "auto" and not means_a_device(wanted.gpu_id)):
+            return None
+        until, devices = self._listed
+        if clock.now() >= until or (devices is None and wanted.nvml == "required"):
+            devices = await self._list(wanted.nvml)
+        return devices
+
+    async def _list(self, use: UseNvml) -> Sequence[GpuDevice] | None:
+        try:
+            devices = await self._nvml.devices()
+        except NvmlError as error:
+            if use == "required":
+                raise NvmlError(error.status, f"gpu_lock.gpu_memory.nvml is 'required': {error}", error.code) from None
+            _notice(str(error))
+            self._listed = clock.now() + (REMEMBER if error.status == "no_nvml" else REMEMBER_TROUBLE), None
+            return None
+        self._listed = clock.now() + REMEMBER, devices
+        return devices
+
+    async def _resolve(self, wanted: Wanted, devices: Sequence[GpuDevice] | None, aliases: Aliases) -> Gpu:
+        deadline = clock.now() + self._connect_timeout
+        while True:
+            try:
+                return await _identify(wanted, devices, aliases)
+            except RedisUnavailableError:  # it may just be restarting, or refuse writes for a moment
+                if clock.now() + RETRY > deadline:
+                    raise
+            await asyncio.sleep(RETRY)
+
+
+async def _identify(wanted: Wanted, devices: Sequence[GpuDevice] | None, aliases: Aliases) -> Gpu:
+    identity = await resolve(wanted.gpu_id, mode=wanted.mode, devices=devices, visible=wanted.visible, aliases=aliases)
+    place = identity.place
+    return Gpu(identity.lock_id, place.uuid, place.index, place.name, place.remote)
+
+
+@cache
+def _notice(reason: str) -> None:
+    """Once per process and reason."""
+    logger.warning(
+        "GPUs are locked without NVML, and nothing verifies their memory: %s (gpu_memory.nvml: 'off' says that this is "
+        "meant, 'required' refuses)",
+        reason,
+    )

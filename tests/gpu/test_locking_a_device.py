@@ -1,0 +1,292 @@
+"""An id is locked as the device that it means: by its UUID where NVML is there, and by one key on the whole host."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from aiogpulock import GpuLockManager, InvalidGpuError, LockTimeoutError, NestedLockError
+from aiogpulock.gpu import finder
+from aiogpulock.gpu.aliases import alias_key
+from aiogpulock.gpu.records import Gpu, NvmlError
+from aiogpulock.liveness import boot_id
+from tests.nvml_sim import Simulation, uuid
+from tests.servers import RealServer
+from tests.unit.support import eventually
+
+ROOT = Path(__file__).parents[2]
+ALIASES = alias_key("gpu_lock", boot_id())
+
+
+@pytest.fixture
+async def gpu_manager(sim: Simulation, redis_url: str, redis_cleanup: redis.Redis) -> AsyncIterator[GpuLockManager]:
+    """A manager that asks the simulated driver."""
+    async with GpuLockManager(redis_url, gpu_memory={"nvml": "auto"}, restart_grace=0) as manager:
+        yield manager
+
+
+async def test_a_lease_names_its_device(gpu_manager: GpuLockManager) -> None:
+    async with gpu_manager.lock(0) as lease:
+        assert lease.gpu == Gpu(uuid(0), uuid(0), 0, "Simulated GPU")
+        assert (str(lease.gpu), lease.key) == (uuid(0), f"gpu_lock:{uuid(0)}")
+        assert lease.env() == {
+            "AIOGPULOCK_GPU": uuid(0),
+            "AIOGPULOCK_TOKEN": str(lease.fencing_token),
+            "CUDA_VISIBLE_DEVICES": uuid(0),
+            "NVIDIA_VISIBLE_DEVICES": uuid(0),
+        }
+
+
+@pytest.mark.parametrize("gpu_id", ["cuda:0", uuid(0), uuid(0).lower(), "GPU-a0000000"])
+async def test_all_names_of_a_device_are_one_lock(gpu_manager: GpuLockManager, gpu_id: str) -> None:
+    async with gpu_manager.lock(0):
+        with pytest.raises(NestedLockError):
+            await gpu_manager.lock(gpu_id).acquire()
+
+
+async def test_cuda_names_count_what_the_program_sees(
+    gpu_manager: GpuLockManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    async with gpu_manager.lock("cuda:0") as lease, gpu_manager.lock(0) as other:
+        assert (lease.gpu.index, other.gpu.index) == (1, 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    async with gpu_manager.lock("cuda:0") as lease:
+        assert lease.gpu.index == 0
+
+
+async def test_a_known_device_costs_no_call_and_no_command(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    async with gpu_manager.lock(0):
+        pass
+    asked, redis_client = sim.call("count").count, gpu_manager.parts.client
+    seen: list[Any] = []
+    exchange = redis_client._exchange
+
+    async def counted(commands: Any) -> Any:
+        seen.extend(commands)
+        return await exchange(commands)
+
+    redis_client._exchange = counted  # type: ignore[method-assign]
+    async with gpu_manager.lock(0):
+        pass
+    assert sim.call("count").count == asked
+    assert [command[0] for command in seen] == ["EVALSHA"]
+
+
+@pytest.mark.parametrize(
+    ("gpu_id", "message"),
+    [
+        (7, "there is no GPU 7 on this host: NVML has 0 and 1"),
+        ("GPU-a000", f"fits {uuid(0)} and {uuid(1)}: write more of the UUID"),
+        ("GPU-b0", "is the beginning of no known UUID"),
+        ("cuda:2", "there is no GPU 2"),
+    ],
+)
+async def test_an_id_that_means_no_device_is_refused_and_the_others_are_named(
+    gpu_manager: GpuLockManager, gpu_id: int | str, message: str
+) -> None:
+    with pytest.raises(InvalidGpuError) as caught:
+        await gpu_manager.lock(gpu_id).acquire()
+    assert message in str(caught.value)
+
+
+async def test_a_gpu_in_mig_mode_is_refused_and_its_mig_devices_are_not(
+    gpu_manager: GpuLockManager, sim: Simulation
+) -> None:
+    mig = sim.add_mig(0, 1)
+    with pytest.raises(InvalidGpuError, match="is in MIG mode"):
+        await gpu_manager.lock(0).acquire()
+    async with gpu_manager.lock(mig) as lease:
+        assert lease.gpu == Gpu(mig, mig, None, "Simulated GPU MIG 1g.10gb")
+        assert lease.env()["CUDA_VISIBLE_DEVICES"] == mig
+
+
+async def test_the_gpu_of_another_host_may_be_locked(gpu_manager: GpuLockManager) -> None:
+    async with gpu_manager.lock(uuid(77)) as lease:
+        assert lease.gpu == Gpu(uuid(77), uuid(77), remote=True)
+
+
+async def test_without_nvml_the_index_is_the_name_and_one_notice_says_so(
+    gpu_manager: GpuLockManager, sim: Simulation, caplog: pytest.LogCaptureFixture
+) -> None:
+    finder._notice.cache_clear()
+    sim.call("init").error = 9
+    async with gpu_manager.lock(0) as lease, gpu_manager.lock(1):
+        assert lease.gpu == Gpu("0", index=0)
+        assert lease.env()["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+        assert lease.env()["CUDA_VISIBLE_DEVICES"] == "0"
+    notices = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(notices) == 1
+    assert "the NVIDIA driver is not loaded" in notices[0]
+
+
+async def test_a_free_name_asks_no_driver(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    async with gpu_manager.lock("my-box") as lease:
+        assert (lease.gpu, lease.key) == (Gpu("my-box"), "gpu_lock:my-box")
+        assert "CUDA_VISIBLE_DEVICES" not in lease.env()
+    assert sim.call("init").count == 0
+
+
+@pytest.mark.parametrize("code", [9, 12, 15, 18, 3, 10, 999])
+async def test_where_nvml_is_required_a_lock_without_it_is_refused_before_it_queues(
+    gpu_manager: GpuLockManager, sim: Simulation, redis_cleanup: redis.Redis, code: int
+) -> None:
+    sim.call("count").error = code
+    with pytest.raises(NvmlError, match="nvml is 'required'") as caught:
+        await gpu_manager.lock(0, gpu_memory={"nvml": "required"}).acquire()
+    assert caught.value.code == code
+    assert not redis_cleanup.keys("*gpu_lock:*")
+    sim.call("count").error = 0
+    async with gpu_manager.lock(0, gpu_memory={"nvml": "required"}) as lease:
+        assert lease.gpu.uuid == uuid(0)
+
+
+async def test_identity_logical_locks_the_index_and_uuid_refuses_to_disagree(gpu_manager: GpuLockManager) -> None:
+    async with gpu_manager.lock(0, identity="logical") as lease:
+        assert lease.gpu == Gpu("0", uuid(0), 0, "Simulated GPU")
+    with pytest.raises(InvalidGpuError, match="disagrees with identity 'uuid'"):
+        await gpu_manager.lock(0, identity="uuid").acquire()
+    async with gpu_manager.lock(0) as lease:
+        assert lease.gpu.id == "0", "auto follows the first word"
+
+
+# operators
+
+
+async def test_an_operator_may_name_the_device_as_the_programs_do(
+    gpu_manager: GpuLockManager, redis_url: str, redis_cleanup: redis.Redis
+) -> None:
+    lease = await gpu_manager.lock(0).acquire()
+    async with GpuLockManager(redis_url, gpu_memory={"nvml": "off"}) as without_driver:
+        assert await without_driver.force_release(0)
+    await eventually(lease.lost.is_set, description="the holder is told")
+    assert [event.event for event in await gpu_manager.history("cuda:0")] == ["forced"]
+
+
+async def test_who_only_looks_says_no_first_word(
+    gpu_manager: GpuLockManager, redis_url: str, redis_cleanup: redis.Redis
+) -> None:
+    async with GpuLockManager(redis_url, gpu_memory={"nvml": "off"}) as without_driver:
+        assert not await without_driver.force_release(0)
+        assert not await without_driver.history(7)
+    assert not redis_cleanup.exists(ALIASES)
+    async with gpu_manager.lock(0) as lease:
+        assert lease.gpu.id == uuid(0)
+
+
+async def test_an_operator_reaches_the_lock_of_a_name_that_means_no_device_now(
+    gpu_manager: GpuLockManager, redis_cleanup: redis.Redis
+) -> None:
+    redis_cleanup.set("gpu_lock:7", "an older program", px=60_000)
+    assert await gpu_manager.force_release(7)
+
+
+# a restart of Redis
+
+
+async def test_after_a_loss_of_data_the_aliases_are_said_again(own_server: RealServer, sim: Simulation) -> None:
+    manager = GpuLockManager(own_server.url, gpu_memory={"nvml": "auto"}, restart_grace=1)
+    async with manager, manager.lock(0) as lease:
+        own_server.kill()
+        own_server.start()
+        both = {"0": uuid(0), uuid(0): uuid(0)}
+        with own_server.client() as client:
+            await eventually(lambda: client.hgetall(ALIASES) == both, description="the aliases are back")
+        lease.check()
+
+
+async def test_after_a_restart_a_newcomer_leaves_the_first_word_to_those_who_lost_theirs(
+    own_server: RealServer, redis_url: str
+) -> None:
+    """Without this a program without NVML could lock the index while a holder of the UUID is about to come back."""
+    own_server.kill()
+    own_server.start()
+    async with GpuLockManager(own_server.url, restart_grace=3) as newcomer:
+        with pytest.raises(LockTimeoutError, match="Redis has just restarted"):
+            await newcomer.lock(0, max_wait_time=0).acquire()
+        with own_server.client() as client:
+            waits = asyncio.create_task(newcomer.lock(0).acquire())
+            await asyncio.sleep(0.5)
+            assert not client.exists(ALIASES)
+            client.hset(ALIASES, "0", uuid(0))  # somebody comes back
+        lease = await waits
+        assert lease.gpu == Gpu(uuid(0), index=0)
+        await lease.release()
+
+
+# two processes of one host, one of them without NVML
+
+
+class Rounds:
+    """One process of `tests.gpu.rounds`."""
+
+    def __init__(self, url: str, env: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.gpu.rounds", url],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self._line() == "ready\n"
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    def begin(self, namespace: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{namespace}\n")
+        self._process.stdin.flush()
+
+    def told(self) -> dict[str, Any]:
+        line = self._line()
+        assert self._process.stderr is not None
+        assert line, self._process.stderr.read()
+        told: dict[str, Any] = json.loads(line)
+        return told
+
+    def __enter__(self) -> Rounds:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate(timeout=30)
+
+
+@pytest.fixture
+def both(driver_folder: Path, sim: Simulation, server: RealServer) -> Iterator[tuple[Rounds, Rounds]]:
+    """A process with NVML, and one without it."""
+    driver = {"LD_LIBRARY_PATH": str(driver_folder), "NVML_SIM_STATE": str(sim.path)}
+    with ExitStack() as stack:
+        yield (
+            stack.enter_context(Rounds(server.url, driver)),
+            stack.enter_context(Rounds(server.url, {"LD_LIBRARY_PATH": ""})),
+        )
+
+
+@pytest.mark.integration
+def test_with_and_without_nvml_never_both_hold_gpu_0_in_500_rounds(both: tuple[Rounds, Rounds]) -> None:
+    """Either first by some ms, or both at once."""
+    keys = set()
+    for number in range(500):
+        for late, process in enumerate(both if number % 2 else reversed(both)):
+            time.sleep(0.001 * late * (number % 4))
+            process.begin(f"host{number}")
+        first, second = sorted((process.told() for process in both), key=lambda told: told["from"])
+        assert first["key"] == second["key"], number
+        assert first["to"] <= second["from"], number
+        keys.add(first["key"].rpartition(":")[2])
+    assert keys == {"0", uuid(0)}, "each was first at times"
