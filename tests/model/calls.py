@@ -159,7 +159,8 @@ class Caller:
         before = self.states[number]
         inboxes = frozenset(self.inbox(c) for c in range(len(self.config.clients)) if subscribed >> c & 1)
         session = Session(self.forms.to_store(before), BASE_US, inboxes, REFUSED_WRITE if refuse else "")
-        outcome = self.runner.run(call.name, self._arguments(call), session)
+        script = "reap" if call.name == "force" else call.name
+        outcome = self.runner.run(script, self._arguments(call), session)
         if outcome.error and outcome.error != REFUSED_WRITE:
             raise AssertionError(f"{call}: the script failed: {outcome.error}")
         after = self.forms.from_session(session.data, session.started_ms)
@@ -211,6 +212,8 @@ class Caller:
                 return (0, 0, "", name, token, *lease, self.inbox(call.client), task, process, BASE_US, 0)
             case "reap":
                 return (*terms, f"locked_by_{task}:{name}", "reaped", "process_gone", "monitor", "")
+            case "force":
+                return (*terms, f"locked_by_{task}:{name}", "forced", "forced", "operator", "")
             case _:
                 raise AssertionError(call)
 

@@ -39,6 +39,12 @@ class Faults(NamedTuple):
     """The server refuses all writes of one call."""
     old: int = 0
     """The server comes back with an older copy of its data."""
+    force: int = 0
+    """An operator ends the holder that it sees."""
+    flush: int = 0
+    """The data is deleted under a running server: FLUSHALL. Out of the promise."""
+    jump: int = 0
+    """The server's clock jumps past every lease. Out of the promise."""
     stall: int = 0
     """Ticks that pass although somebody should have acted."""
 
@@ -77,6 +83,7 @@ CONFIGS = {
         Config("shared", (ClientSpec(0), ClientSpec(0), ClientSpec(1)), Faults(crash=1, message=1, quit=1, stall=1)),
         Config("old-data", push(3), Faults(old=1, stall=1)),
         Config("restart", push(3), Faults(restart=1, cut=1, refuse=1)),
+        Config("forced", push(3), Faults(force=1, reply=1, message=1, stall=1)),
         Config("small", push(2), Faults(crash=1, reply=1, message=1, data=1)),
         # larger ones, for a quiet hour
         Config("late", push(3), Faults(crash=1, reply=1, message=1, data=1, stall=3)),
@@ -88,9 +95,21 @@ CONFIGS = {
     )
 }
 
+BEYOND = {
+    config.name: config
+    for config in (
+        Config("flush", push(2), Faults(flush=1)),
+        Config("jump", push(2), Faults(jump=1)),
+        # a clock that stands still while the holder is suspended: its own deadline comes after the server's
+        Config("slow-clock", push(2), Faults(stall=4), margin=-2),
+    )
+}
+"""What the promise excludes: each shows an overlap."""
+
 SUITES = {
     "ci": (
         "faults", "delays", "guard", "queue", "turns", "polls", "priority", "once", "shared", "old-data", "restart",
+        "forced",
     ),
     "large": ("late", "twice", "delays-3", "four", "old-data-3", "slow-polls"),
 }  # fmt: skip

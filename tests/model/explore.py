@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import resource
 import time
 from array import array
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from tests.model.normal import POLL_SLACK, State
 from tests.model.rules import Rules
 from tests.model.worlds import FINISHED, HELD, IDLE, WAIT, World, name
 
-_UNKNOWN = -1
+_FORCED = 4
+"""The prelude's OUTCOME_CODE.forced."""
 
 
 class Violation(NamedTuple):
@@ -37,6 +39,8 @@ class Report(NamedTuple):
     longest_wait: int
     """Most ticks that a suffix without faults took to serve everybody."""
     seconds: float
+    memory_mib: float
+    """The most that this process ever took."""
     exhausted: bool
     violation: Violation | None
 
@@ -45,7 +49,8 @@ class Report(NamedTuple):
         verdict = str(self.violation) if self.violation else "0 violations"
         return (
             f"{self.config}: {self.states:,} distinct states, {self.steps:,} steps, {self.script_runs:,} script runs, "
-            f"{extent}, {self.seconds:.1f} s; served within {self.longest_wait} ticks of the last fault\n{verdict}"
+            f"{extent}, {self.seconds:.1f} s, {self.memory_mib:,.0f} MiB; "
+            f"served within {self.longest_wait} ticks of the last fault\n{verdict}"
         )
 
 
@@ -89,6 +94,7 @@ class Explorer:
             self.rules.caller.runs,
             self._longest,
             time.monotonic() - started,
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             exhausted,
             violation,
         )
@@ -125,7 +131,7 @@ class Explorer:
 
     def broken(self, world: World) -> str:
         """The promise that this world breaks, or ''."""
-        holding = [index for index, client in enumerate(world.clients) if client.phase == HELD]
+        holding = [index for index, client in enumerate(world.clients) if client.phase == HELD and not client.forced]
         if len(holding) > 1:
             return f"{' and '.join(map(name, holding))} both hold the lock by their own deadlines"
         state = self.rules.caller.states[world.state]
@@ -137,7 +143,11 @@ class Explorer:
             if client.phase == WAIT and client.flag and client.timer:
                 seat = f"{name(index)}{client.turn}"
                 holds = state.holder and state.holder.id == seat and state.holder.phase == "held"
-                if not holds and seat not in [queued for queued, _ in state.queue]:
+                if (
+                    not holds
+                    and seat not in [queued for queued, _ in state.queue]
+                    and (seat, _FORCED) not in state.done
+                ):
                     return f"the seat of {seat} is gone although it is a live waiter"
         return ""
 

@@ -46,9 +46,9 @@ class Programs(Worlds):
             yield from self._waiter_steps(world, index, client)
         elif phase == HELD:
             yield from self.release(world, index)
-            if client.flag == MISSING:
+            if client.alarm == MISSING:
                 yield from self._send(world, Call("reassert", index, client.turn, client.token))
-            elif client.timer < self.full or client.flag == NOTICE:
+            elif client.timer < self.full or client.alarm == NOTICE:
                 yield from self._send(world, Call("heartbeat", index, client.turn, client.token))
         elif phase == RELEASING:
             yield from self.release(world, index)
@@ -86,7 +86,7 @@ class Programs(Worlds):
         client = world.clients[index]
         call = Call("release", index, client.turn, client.token)
         leaving = with_client(world, index, client._replace(phase=RELEASING, timer=0, flag=CALM))
-        yield from self._send(leaving, call, sure=client.phase == HELD)
+        yield from self._send(leaving, call, sure=client.phase == HELD and not client.forced)
 
     def leave(self, world: World, index: int) -> Iterator[Step]:
         yield from self._send(world, Call("withdraw", index, world.clients[index].turn, mode="own"))
@@ -108,7 +108,7 @@ class Programs(Worlds):
         text = f"{name(note.client)} reads {describe(note)}"
         if note.kind == "lost":
             current = client.phase == HELD and client.token == note.value
-            yield text, with_client(rest, note.client, client._replace(flag=NOTICE)) if current else rest, ""
+            yield text, with_client(rest, note.client, client.noticing(NOTICE)) if current else rest, ""
         elif client.phase == WAIT and client.turn == note.turn:
             for then, after, fault in self.check(rest, note.client, note.value):
                 yield f"{text}; {then}", after, fault
@@ -238,9 +238,15 @@ class Programs(Worlds):
                 client = client._replace(timer=0)
             case ("done", "reaped") if self._reply_was_lost(world):
                 client = self._next_turn(index, client)  # it held the lock without knowing, for a whole lease
+            case ("done", "forced") if world.faults.force < self.config.faults.force:
+                client = self._next_turn(index, client)  # as a grant, or as a claim whose reply was lost
             case ("done", outcome):
                 return world, f"{name(index)} waits, and was ended as {outcome}"
         return with_client(world, index, client), ""
+
+    def _data_was_lost(self, world: World) -> bool:
+        left, at_first = world.faults, self.config.faults
+        return left.data < at_first.data or left.old < at_first.old
 
     def _reply_was_lost(self, world: World) -> bool:
         left, at_first = world.faults, self.config.faults
@@ -253,14 +259,15 @@ class Programs(Worlds):
         match result.reply[0]:
             case "renewed":
                 timer = max(client.timer, self.full - age)
-                client = client._replace(timer=timer, flag=CALM)
+                if client.forced and not self._data_was_lost(world):
+                    return world, f"{name(index)}'s lease was renewed although an operator had ended it"
+                client = client._replace(timer=timer).noticing(CALM)
             case "missing":
-                client = client._replace(flag=MISSING)
+                client = client.noticing(MISSING)
             case _:
                 lost = client._replace(phase=RELEASING, timer=0, flag=CALM)
-                return with_client(
-                    world, index, lost
-                ), f"{name(index)}'s lease was taken although its deadline had not come"
+                taken = "" if client.forced else f"{name(index)}'s lease was taken although its deadline had not come"
+                return with_client(world, index, lost), taken
         return with_client(world, index, client), ""
 
     def _next_turn(self, index: int, client: Client) -> Client:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.model.calls import Call
+from tests.model.calls import Call, owner
 from tests.model.programs import Programs
 from tests.model.worlds import (
     CALM,
     DEAD,
     FINISHED,
+    FORCED,
     HELD,
     LEAVING,
     NOTICE,
@@ -60,12 +61,24 @@ class Rules(Programs):
                 if client.subscribed and client.phase == WAIT:
                     gone = self._housemates(index)
                     yield f"{name(index)} loses its inbox", self._cut(self.spend(world, "cut"), gone), ""
+        holder = self.caller.states[world.state].holder
+        if faults.force and holder:
+            yield self._force(world, holder.id)
         yield from self._restarts(world)
 
     def _restarts(self, world: World) -> Iterator[Step]:
         faults = world.faults
         if faults.data and world.state != self.caller.restarted:
             yield "the server restarts, empty", self._restart(world, "data", self.caller.restarted), ""
+        if faults.flush and world.state != self.caller.empty:
+            clients = tuple(c._replace(flag=0) if c.phase == WAIT else c for c in world.clients)
+            flushed = self.spend(world, "flush")._replace(state=self.caller.empty, clients=clients)
+            yield "all data is deleted", self.seal(flushed), ""
+        if faults.jump:
+            state = world.state
+            for _ in range(self.config.lease):
+                state = self.caller.later(state)
+            yield "the server's clock jumps ahead", self.spend(world, "jump")._replace(state=state), ""
         if faults.restart:
             kept = self.caller.restart_with_data(world.state)
             yield "the server restarts with its data", self._restart(world, "restart", kept), ""
@@ -94,7 +107,7 @@ class Rules(Programs):
         clients = []
         for client in world.clients:
             if client.phase == HELD:
-                client = client._replace(flag=max(client.flag, NOTICE))
+                client = client.noticing(max(client.alarm, NOTICE))
             elif client.phase == WAIT:
                 client = client._replace(flag=0, subscribed=False)
             clients.append(client)
@@ -105,6 +118,17 @@ class Rules(Programs):
         clients = tuple(c._replace(subscribed=False) if i in gone else c for i, c in enumerate(world.clients))
         notes = tuple(note for note in world.notes if note.client not in gone)
         return self.seal(world._replace(clients=clients, notes=notes))
+
+    def _force(self, world: World, seen: str) -> Step:
+        """An operator ends the holder that it sees. That one learns of it by a message, or by its next beat."""
+        index, turn = owner(seen)
+        call = Call("force", index, turn)
+        result = self.run(world, call)
+        after, fault = self.ran(self.spend(world, "force"), call, result)
+        client = after.clients[index]
+        if client.phase == HELD and client.turn == turn and not client.forced:
+            after = with_client(after, index, client._replace(flag=client.flag + FORCED))
+        return f"an operator ends {seen} -> {show(result.reply)}", self.seal(after), fault
 
     def _reap(self, world: World) -> Iterator[Step]:
         """Somebody on its host sees that the holder's process is gone."""
@@ -120,7 +144,7 @@ class Rules(Programs):
         """Holders notice a restart and beat within its grace: the promise ends where they do not."""
         state = self.caller.states[world.state]
         if state.grace_left(self.config.grace) == 1:
-            return not any(c.phase == HELD and c.flag != CALM and c.timer > 1 for c in world.clients)
+            return not any(c.phase == HELD and c.alarm != CALM and c.timer > 1 for c in world.clients)
         return True
 
     def somebody_is_due(self, world: World) -> bool:
@@ -135,7 +159,7 @@ class Rules(Programs):
                 if not client.timer or not (client.subscribed or self.config.clients[index].polls):
                     return True
             elif client.phase == HELD:
-                if client.flag or client.timer <= self.config.margin:
+                if client.alarm or client.timer <= self.config.margin:
                     return True
             elif client.phase in (RELEASING, LEAVING):
                 return True

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.model.configs import CONFIGS, SUITES, Faults
+from tests.faults.mutants import planted
+from tests.faults.planted_bugs import MUTANTS as PYTHON
+from tests.model.configs import BEYOND, CONFIGS, SUITES, Config, Faults
 from tests.model.explore import Explorer
-from tests.model.mutants import MUTANTS, Mutant, judge, plant
+from tests.model.mutants import editing, judge
+from tests.model.planted_bugs import MUTANTS
 from tests.model.worlds import HELD
+from tests.planted import KNOWN, Mutant
 
 
 def test_two_programs_with_a_crash_a_lost_reply_a_lost_message_and_lost_data_keep_every_promise() -> None:
@@ -19,7 +23,7 @@ def test_two_programs_with_a_crash_a_lost_reply_a_lost_message_and_lost_data_kee
 
 def test_a_violation_is_told_by_the_shortest_way_to_it() -> None:
     mutant = next(mutant for mutant in MUTANTS if mutant.name == "no grace after a restart")
-    report = Explorer(CONFIGS["small"], plant(mutant)).run()
+    report = Explorer(CONFIGS["small"], editing(mutant)).run()
     assert report.violation is not None
     assert "both hold the lock" in report.violation.promise
     assert list(report.violation.trace) == [
@@ -29,8 +33,14 @@ def test_a_violation_is_told_by_the_shortest_way_to_it() -> None:
     ]
 
 
-def test_what_is_declared_out_of_bounds_fails_indeed() -> None:
-    """A holder that does not notice a restart within its grace: two programs hold the lock."""
+@pytest.mark.parametrize("config", BEYOND.values(), ids=lambda config: config.name)
+def test_what_is_declared_out_of_bounds_fails_indeed(config: Config) -> None:
+    violation = Explorer(config).run().violation
+    assert violation is not None
+    assert "both hold the lock" in violation.promise
+
+
+def test_a_holder_that_does_not_notice_a_restart_within_its_grace_fails_indeed() -> None:
     explorer = Explorer(CONFIGS["small"])
     explorer.rules.may_tick = lambda world: True  # type: ignore[method-assign]
     explorer.rules.somebody_is_due = lambda world: False  # type: ignore[method-assign]
@@ -50,6 +60,13 @@ def test_faults_are_spent_and_nothing_is_held_at_the_start() -> None:
     rules = Explorer(CONFIGS["small"]).rules
     assert rules.start.faults == Faults(crash=1, reply=1, message=1, data=1)
     assert not [client for client in rules.start.clients if client.phase == HELD]
+
+
+def test_every_known_bug_is_planted_somewhere_and_every_planted_text_is_there() -> None:
+    known = {name for mutant in (*MUTANTS, *PYTHON) for name in mutant.known}
+    assert known == set(KNOWN)
+    for mutant in PYTHON:
+        assert planted(mutant)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)

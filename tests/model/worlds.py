@@ -15,7 +15,7 @@ from tests.model.normal import NEW, STALE, Rank
 
 IDLE, WAIT, HELD, RELEASING, LEAVING, FINISHED, DEAD = range(7)
 PHASES = ("idle", "waiting", "holding", "releasing", "leaving", "finished", "dead")
-CALM, NOTICE, MISSING = range(3)
+CALM, NOTICE, MISSING, FORCED = range(4)
 
 
 class Client(NamedTuple):
@@ -29,7 +29,22 @@ class Client(NamedTuple):
     token: Rank = 0
     arrival: Rank = 0
     flag: int = CALM
-    """Holding: a restart was noticed; a beat answered 'missing'. Waiting: 1 if Redis confirmed the seat."""
+    """Holding: a restart was noticed; a beat answered 'missing'; FORCED more if an operator ended it.
+    Waiting: 1 if Redis confirmed the seat."""
+
+    @property
+    def forced(self) -> bool:
+        """An operator ended its lease, which it may not know yet: its word that it holds does not count."""
+        return self.phase == HELD and self.flag >= FORCED
+
+    @property
+    def alarm(self) -> int:
+        """What a holder has noticed: CALM, NOTICE or MISSING."""
+        return self.flag % FORCED
+
+    def noticing(self, alarm: int) -> Client:
+        """A holder that has noticed something, or has settled it."""
+        return self._replace(flag=self.flag - self.alarm + alarm)
 
 
 class Flight(NamedTuple):

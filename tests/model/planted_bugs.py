@@ -1,0 +1,344 @@
+"""The bugs that are planted in the scripts, and the small configurations that catch them.
+
+A killer is a configuration, here or in `configs`, whose shortest trace is the evidence; or a test of `test_rules.py`.
+"""
+
+from __future__ import annotations
+
+from tests.model.configs import ClientSpec, Config, Faults, push
+from tests.planted import Edit, Mutant
+
+SMALL = {
+    config.name: config
+    for config in (
+        Config("late", push(2), Faults(slow=1, quit=1)),
+        Config("retry", push(2), Faults(reply=1)),
+        Config("late-retry", push(2), Faults(reply=1, stall=3)),
+        Config("crash", push(3), Faults(crash=1)),
+        Config("lost-message", push(3), Faults(message=1, stall=1)),
+        Config("quit", push(3), Faults(quit=1, message=1, stall=1)),
+        Config("lost-data", push(3), Faults(data=1)),
+        Config("lost-data-and-crash", push(3), Faults(data=1, crash=1)),
+        Config("late-after-data", push(2), Faults(data=1, slow=1, crash=1, stall=1)),
+        Config("retry-after-data", push(2), Faults(data=1, slow=1)),
+        Config("polls", (ClientSpec(0), ClientSpec(1, polls=True), ClientSpec(2)), Faults(crash=1, stall=2)),
+        Config("cut", push(3), Faults(cut=1)),
+        Config("refused", push(2), Faults(refuse=1)),
+        Config("old-copy", push(3), Faults(old=1, stall=1)),
+    )
+}
+
+_DONE = "local outcome = outcome_of(id)\nif outcome then return {'done', outcome} end\n"
+_NO_DONE = "local outcome\n"
+
+MUTANTS = (
+    Mutant(
+        "a delayed acquire runs after its own withdraw or release",
+        "late",
+        (Edit("acquire", _DONE, _NO_DONE),),
+        ("delayed acquire",),
+    ),
+    Mutant(
+        "an old claim is accepted for an id that was granted again",
+        "test_a_claim_of_an_older_grant_is_stale",
+        (Edit("acquire", "  if hint ~= 0 and hint ~= holder.token then return {'stale'} end\n", ""),),
+        ("old claim",),
+    ),
+    Mutant(
+        "a re-assertion knows no order of tokens",
+        "late-after-data",
+        (
+            Edit("reassert", "if fence().token > token then return {'other', value or ''} end\n", ""),
+            Edit("reassert", "  if holder.token >= token then return {'other', value_of(holder)} end\n", ""),
+        ),
+        ("re-assertion order",),
+    ),
+    Mutant(
+        "a re-assertion brings a finished id back",
+        "retry-after-data",
+        (
+            Edit("reassert", "if outcome then return {'done', outcome} end\n", ""),
+            Edit("reassert", "if fence().token > token then return {'other', value or ''} end\n", ""),
+        ),
+    ),
+    Mutant(
+        "a release does not move the fence",
+        "test_a_released_token_is_never_reasserted_even_when_the_outcome_is_forgotten",
+        (Edit("prelude", "f.token = math.max(f.token, h.token + 1)", "f.token = math.max(f.token, h.token)"),),
+        ("no fence at release",),
+    ),
+    Mutant(
+        "a release without data does not move the fence",
+        "test_a_forgotten_token_that_was_released_is_never_reasserted",
+        (
+            Edit(
+                "release", "redis.call('HSET', FENCE, 'token', token + 1)", "redis.call('HSET', FENCE, 'token', token)"
+            ),
+        ),
+    ),
+    Mutant(
+        "PUBLISH comes before the write that can fail",
+        "refused",
+        (Edit("release", "local displaced\nif ours", "local displaced\nannounce_release(task, reason)\nif ours"),),
+        ("publish first",),
+    ),
+    Mutant(
+        "a polling waiter is passed over for ever",
+        "polls",
+        (Edit("prelude", "if inbox.next_check + POLL_SLACK <= now then return false end", "do return false end"),),
+        ("poll head",),
+    ),
+    Mutant(
+        "a polling waiter's reservation is over when it is made",
+        "test_a_polling_waiter_is_overdue_two_seconds_after_its_check",
+        (Edit("prelude", "inbox.next_check + POLL_SLACK <= now", "inbox.next_check + POLL_SLACK < now"),),
+    ),
+    Mutant(
+        "a bounded walk forgets where it was",
+        "test_many_unreachable_waiters_do_not_hide_the_one_behind_them",
+        (Edit("prelude", "    if cursor > 0 then redis.call('HSET', FENCE, 'cursor', cursor) end\n", ""),),
+        ("no cursor",),
+    ),
+    Mutant(
+        "a walk ends at its bound",
+        "test_many_unreachable_waiters_do_not_hide_the_one_behind_them",
+        (Edit("prelude", "  return false, rank\nend", "  return false, 0\nend"),),
+    ),
+    Mutant(
+        "a waiter's shorter timeout reaps somebody else's lease",
+        "test_a_waiter_with_a_shorter_lease_does_not_reap_another_ones",
+        (
+            Edit(
+                "prelude",
+                "if not holder or foreign or holder.deadline > now then return end",
+                "if not holder or foreign then return end\n"
+                "  if math.min(holder.deadline, holder.since + (tonumber(ARGV[10]) or 1e15)) > now then return end",
+            ),
+        ),
+        ("shorter timeout",),
+    ),
+    Mutant(
+        "a lease is reaped before its deadline",
+        "lost-message",
+        (Edit("prelude", "holder.deadline > now then return end", "holder.deadline - 2000 > now then return end"),),
+    ),
+    Mutant(
+        "the guard's beat lands after the release and makes a lock",
+        "late",
+        (
+            Edit("heartbeat", _DONE, _NO_DONE),
+            Edit(
+                "heartbeat",
+                "if not holder or holder.token < token then return {'missing'} end",
+                "if not holder then write_holder({id = id, lease = lease, ttl = ttl, task = 'task', inbox = '', "
+                "process = '', arrival = now_us}, 'held', token, now + lease, '') end",
+            ),
+        ),
+        ("late guard beat", "redisson#7272"),
+    ),
+    Mutant(
+        "a beat takes a lost lock again without a word",
+        "lost-data",
+        (
+            Edit(
+                "heartbeat",
+                "if not holder or holder.token < token then return {'missing'} end",
+                "if not holder then write_holder({id = id, lease = lease, ttl = ttl, task = 'task', inbox = '', "
+                "process = '', arrival = now_us}, 'held', token, now + lease, '') end",
+            ),
+        ),
+        ("redis-semaphore#175",),
+    ),
+    Mutant(
+        "a holder that an operator ended renews its lease",
+        "forced",
+        (
+            Edit("reassert", "if outcome then return {'done', outcome} end\n", ""),
+            Edit("reassert", "if fence().token > token then return {'other', value or ''} end\n", ""),
+            Edit("heartbeat", "if outcome then return {'done', outcome} end\n", ""),
+        ),
+    ),
+    Mutant(
+        "a newcomer takes the lock between the wake-up and the claim",
+        "crash",
+        (Edit("acquire", "if free and waiters == 0 and", "if free and"),),
+        ("python-redis-lock#58",),
+    ),
+    Mutant(
+        "a retried release deletes a newer lock",
+        "retry",
+        (
+            Edit("release", _DONE, _NO_DONE),
+            Edit("release", "not foreign and holder.id == id and holder.token == token", "not foreign"),
+        ),
+        ("etcd#22082",),
+    ),
+    Mutant(
+        "the ticket of a waiter that timed out stays",
+        "quit",
+        (
+            Edit(
+                "withdraw",
+                "local seated = redis.call('ZREM', QUEUE, id) == 1\ndrop_seat(id)\n",
+                "local seated = true\n",
+            ),
+            Edit("prelude", "  if redis.call('ZREM', QUEUE, id) == 1 then drop_seat(id) end\n", ""),
+        ),
+        ("zk-ruby#49",),
+    ),
+    Mutant(
+        "a live waiter that missed its window is expelled",
+        "lost-message",
+        (
+            Edit(
+                "prelude", "    write_inbox(h.inbox, inbox)\n", "    write_inbox(h.inbox, inbox)\n    drop_seat(h.id)\n"
+            ),
+        ),
+        ("redisson#3004",),
+    ),
+    Mutant(
+        "live waiters are expelled before they expire",
+        "lost-message",
+        (
+            Edit(
+                "prelude",
+                "local live = inbox and inbox.expires > now",
+                "local live = inbox and inbox.expires > now + 4000",
+            ),
+        ),
+        ("redisson#3004",),
+    ),
+    Mutant(
+        "a waiter is forgotten when nobody received its grant",
+        "cut",
+        (
+            Edit(
+                "prelude",
+                "    unreachable[seat.inbox] = undelivered   -- not reachable now: its seat stays\n",
+                "    unreachable[seat.inbox] = undelivered\n    if undelivered then drop_seat(seat.id) end\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "a grant that nobody received stays",
+        "test_a_grant_that_nobody_received_leaves_the_lock_free",
+        (Edit("prelude", "    if undelivered then clear_lock() end\n", ""),),
+    ),
+    Mutant(
+        "a waiter loses its seat at the grant, not at the claim",
+        "lost-message",
+        (
+            Edit(
+                "prelude",
+                "    take(seat, 'granted', now + CLAIM_WINDOW)\n",
+                "    drop_seat(seat.id)\n    take(seat, 'granted', now + CLAIM_WINDOW)\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "no grace after a restart",
+        "lost-data",
+        (Edit("prelude", "  return math.max(0, f.since + RESTART_GRACE - now)\n", "  return 0\n"),),
+    ),
+    Mutant(
+        "the restart grace believes the server's uptime to the second",
+        "lost-data",
+        (
+            Edit(
+                "prelude",
+                "(tonumber(info:match('uptime_in_seconds:(%d+)')) or 0) - 1)",
+                "tonumber(info:match('uptime_in_seconds:(%d+)')) or 0)",
+            ),
+        ),
+    ),
+    Mutant(
+        "two tokens tie: `..` keeps 14 digits",
+        "test_two_tokens_within_100_microseconds_differ",
+        (
+            Edit(
+                "prelude",
+                "f.token = math.max(f.token + 1, now_us)",
+                "f.token = tonumber(math.max(f.token + 1, now_us) .. '')",
+            ),
+        ),
+    ),
+    Mutant(
+        "a waiter that missed its window is not deaf",
+        "test_a_frozen_waiter_costs_one_window_in_all_and_keeps_its_place",
+        (Edit("prelude", "    inbox.deaf = true\n", ""),),
+    ),
+    Mutant(
+        "a withdrawn grant is not handed on",
+        "quit",
+        (Edit("withdraw", "  _, more = grant(nil)\n", "  more = false\n"),),
+    ),
+    Mutant(
+        "a release hands nothing on",
+        "retry",
+        (Edit("release", "local _, more = grant(nil)\n", "local more = false\n"),),
+    ),
+    Mutant(
+        "a release during the restart grace is noticed by nobody",
+        "lost-data-and-crash",
+        (Edit("acquire", "position <= WATCHERS and restart_grace_left() or 0", "0"),),
+    ),
+    Mutant(
+        "a retried acquire reaps its own lease and locks for an ended id",
+        "late-retry",
+        (
+            Edit(
+                "acquire",
+                "if not (holder and holder.id == id and holder.phase ~= 'granted') then reap_expired() end",
+                "reap_expired()",
+            ),
+        ),
+    ),
+    Mutant(
+        "an ended id keeps a seat",
+        "retry-after-data",
+        (Edit("prelude", "  if redis.call('ZREM', QUEUE, id) == 1 then drop_seat(id) end\n", ""),),
+    ),
+    Mutant(
+        "a release does not see past an older holder that came back",
+        "old-copy",
+        (Edit("release", "(not holder or holder.token < token)", "not holder"),),
+    ),
+    Mutant(
+        "an old deadline that came back ends a live lease",
+        "old-copy",
+        (
+            Edit(
+                "prelude",
+                "  elseif restart_grace_left() == 0 then\n    end_hold('reaped'",
+                "  else\n    end_hold('reaped'",
+            ),
+        ),
+    ),
+    Mutant(
+        "an old grant that came back is claimed after its window",
+        "old-copy",
+        (
+            Edit(
+                "prelude",
+                "  if holder.phase == 'granted' then\n    end_unclaimed()\n  elseif restart_grace_left() == 0",
+                "  if restart_grace_left() > 0 then return end\n"
+                "  if holder.phase == 'granted' then\n    end_unclaimed()\n  elseif restart_grace_left() == 0",
+            ),
+        ),
+    ),
+    Mutant(
+        "an old grant that came back ends its waiter",
+        "old-copy",
+        (Edit("prelude", "  if old.phase == 'granted' then\n", "  if false then\n"),),
+    ),
+    Mutant(
+        "a beat leaves a lease that came back as a grant",
+        "test_a_claimed_lease_that_old_data_shows_as_a_grant_becomes_a_lease_again",
+        (Edit("heartbeat", "if holder.phase == 'granted' or redis.call", "if redis.call"),),
+    ),
+    Mutant(
+        "a crash leaves no mark on the next grant",
+        "test_a_grant_after_a_crash_is_dirty_until_a_holder_releases",
+        (Edit("prelude", "    f.dirty = '1' ", "    f.dirty = '' "),),
+    ),
+)
