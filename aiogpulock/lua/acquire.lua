@@ -115,8 +115,8 @@ end
 
 if not may_wait then
   count('attempts')
-  local wait, more = 0, false
-  if free then wait, more = grant(nil) end
+  local wait, more = free and restart_grace_left() or 0, false
+  if free and wait == 0 then wait, more = grant(nil) end
   if holder or value or wait > 0 or more then
     return {'busy', waiters, value or (holder and value_of(holder)) or ''}
   end

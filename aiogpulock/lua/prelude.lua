@@ -240,7 +240,9 @@ end
 
 -- ms until new grants are allowed. After a restart or failover that lost data the holders must have had the
 -- time to re-assert; a client that started later knows nothing of it, so only the script can enforce this.
+local grace_left
 local function restart_grace_left()
+  if grace_left then return grace_left end
   local info = redis.pcall('INFO', 'server')
   local run = type(info) == 'string' and info:match('run_id:(%x+)')
   if not run then return 0 end
@@ -258,7 +260,8 @@ local function restart_grace_left()
     redis.call('HSET', FENCE, 'run', run, 'since', f.since)
     redis.call('PEXPIRE', FENCE, KEEP_UNUSED)
   end
-  return math.max(0, f.since + RESTART_GRACE - now)
+  grace_left = math.max(0, f.since + RESTART_GRACE - now)
+  return grace_left
 end
 
 -- Only the stored deadline counts, never the settings of whoever looks. After a restart that of a lease may be an old
@@ -315,6 +318,7 @@ end
 -- waiter by a reservation until its next check, another by a message. Answers the ms until grants are allowed
 -- (0: now), and whether the walk hit its bound: then the caller calls again.
 local function grant(caller)
+  if redis.call('EXISTS', QUEUE) == 0 then return 0, false end   -- whoever comes next asks for the grace itself
   local wait = restart_grace_left()
   if wait > 0 then return wait, false end
   local start, unreachable, undelivered = fence().cursor, {}, false

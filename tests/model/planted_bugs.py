@@ -238,7 +238,7 @@ MUTANTS = (
     Mutant(
         "no grace after a restart",
         "lost-data",
-        (Edit("prelude", "  return math.max(0, f.since + RESTART_GRACE - now)\n", "  return 0\n"),),
+        (Edit("prelude", "  grace_left = math.max(0, f.since + RESTART_GRACE - now)\n", "  grace_left = 0\n"),),
     ),
     Mutant(
         "the restart grace believes the server's uptime to the second",
