@@ -212,6 +212,20 @@ class Lease:
         return self._hold.acquired_at
 
     @property
+    def deadline(self) -> float:
+        """When the lease counts as lost unless a beat is confirmed before, on the clock of `acquired_at`.
+
+        It comes `margin` seconds before the deadline that Redis goes by: time for what must end with the lease.
+        """
+        return self._hold.deadline
+
+    @property
+    def margin(self) -> float:
+        """Seconds between `deadline` and the moment when Redis may grant the lock to another."""
+        terms = self._hold.terms
+        return terms.lease.lease_ms / 1000 - terms.local_lease
+
+    @property
     def lost_reason(self) -> str | None:
         """Why the lease was lost; None while it is not."""
         if self._hold.overdue:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pwd
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
+
+import msgspec
 
 from aiogpulock.models import ProcessInfo
 
@@ -55,12 +58,27 @@ def _this_process(pid: int) -> ProcessInfo:
         pidns=_namespace("pid"),
         timens=_namespace("time"),
         processes=((pid, start_time(pid) or 0),),
+        user=_user(),
     )
+
+
+def _user() -> str:
+    """The real user's name; a container often has no name for its user's number."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def this_process() -> ProcessInfo:
     """How this process is named in Redis."""
     return _this_process(os.getpid())
+
+
+def with_companions(info: ProcessInfo, pids: Iterable[int]) -> ProcessInfo:
+    """`info`, with further processes of this host that must be gone too before it counts as dead."""
+    companions = tuple((pid, start_time(pid) or 0) for pid in pids)
+    return msgspec.structs.replace(info, processes=info.processes + companions)
 
 
 def same_host(info: ProcessInfo) -> bool:

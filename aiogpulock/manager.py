@@ -6,7 +6,7 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -29,7 +29,7 @@ from aiogpulock.incidents import AlertHook, CriticalFailureLog, ExceptionStats, 
 from aiogpulock.keys import LockKeys, check_gpu_id, index_key, lock_keys
 from aiogpulock.lease import Hold
 from aiogpulock.leaving import finish, leave
-from aiogpulock.liveness import this_process
+from aiogpulock.liveness import this_process, with_companions
 from aiogpulock.lock import GpuLock
 from aiogpulock.models import HistoryEvent, LockSnapshot
 from aiogpulock.owners import Owners
@@ -53,7 +53,8 @@ class GpuLockManager:
     """Locks on one Redis server, for one event loop of one process.
 
     `redis_url` and `config` (a path) name server and settings; without them see `load_settings`. Further keywords
-    override keys of the ``gpu_lock`` section. `alert_hook` gets each `Alert`; by default it is logged.
+    override keys of the ``gpu_lock`` section. `alert_hook` gets each `Alert`; by default it is logged. `companions` are
+    pids of this host that work under the leases of this manager: a crash frees a lock only when they are gone too.
     Use it as an async context manager, or call `close`.
     """
 
@@ -63,6 +64,7 @@ class GpuLockManager:
         config: str | os.PathLike[str] | None = None,
         *,
         alert_hook: AlertHook = log_alert,
+        companions: Iterable[int] = (),
         **overrides: object,
     ) -> None:
         self._source = SettingsSource(
@@ -72,7 +74,7 @@ class GpuLockManager:
         self.namespace = settings.gpu_lock.redis.namespace
         self.connect_timeout = settings.gpu_lock.redis.connect_timeout
         self.emergency_seconds = self.connect_timeout
-        self.process = msgspec.json.encode(this_process())
+        self.process = msgspec.json.encode(with_companions(this_process(), companions))
         self.actor = f"{this_process().host}:{os.getpid()}"
         self.holds = Holds()
         self.owners = Owners()

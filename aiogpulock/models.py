@@ -36,6 +36,8 @@ class ProcessInfo(msgspec.Struct, frozen=True):
     """Inode of the time namespace; start times of another one cannot be compared."""
     processes: tuple[tuple[int, int], ...]
     """(pid, start time in clock ticks since boot)."""
+    user: str = ""
+    """Who runs it; empty: not told."""
 
     @property
     def pid(self) -> int:
@@ -139,6 +141,7 @@ class WaiterSnapshot(msgspec.Struct, frozen=True):
     task_name: str
     host: str
     pid: int
+    user: str
     since: float
     """Epoch seconds, the server's clock."""
     mode: str
@@ -164,6 +167,7 @@ class LockSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     host: str | None
     pid: int | None
     process: ProcessInfo | None
+    user: str | None
     fencing_token: int | None
     age: float | None
     """Seconds since the grant or the claim."""

@@ -17,6 +17,6 @@ def main() -> None:
     if missing:
         sys.stderr.write(f"the aiogpulock command needs {' and '.join(missing)}: {HOW_TO_INSTALL}\n")
         sys.exit(USAGE)
-    from aiogpulock.cli.commands import aiogpulock
+    from aiogpulock.cli.app import aiogpulock
 
     aiogpulock(prog_name="aiogpulock")

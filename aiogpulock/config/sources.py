@@ -91,8 +91,18 @@ class SettingsSource:
         self._clock = clock
         self._complaint = ""
         self._signature = self._file.signature()
-        self._settings = _combine(self._file.read(), self._fixed)
+        self._settings, self._origins = _combine(self._file.read(), self._fixed)
         self._next_look = clock() + look_every
+
+    @property
+    def origins(self) -> Mapping[str, str]:
+        """Where each setting that is not a default comes from, in words, by full path."""
+        return self._origins
+
+    @property
+    def file(self) -> Path | None:
+        """The file that is read; None: there is none."""
+        return self._file.path if self._signature is not None else None
 
     def current(self) -> Settings:
         """Return the settings, after a look at the file when the last one is long enough ago. Never raises."""
@@ -110,7 +120,7 @@ class SettingsSource:
         try:
             if gone:
                 raise ConfigError(f"{self._file.path}: the file is gone")
-            self._settings = _combine(self._file.read(), self._fixed)
+            self._settings, self._origins = _combine(self._file.read(), self._fixed)
         except ConfigError as error:
             if str(error) != self._complaint:
                 self._complaint = str(error)
@@ -129,7 +139,7 @@ class _Fixed(NamedTuple):
     urls: dict[str, str]
 
 
-def _combine(file: dict[str, Given], fixed: _Fixed) -> Settings:
+def _combine(file: dict[str, Given], fixed: _Fixed) -> tuple[Settings, dict[str, str]]:
     given = {**file, **fixed.environment, **fixed.keywords}
     named = (
         Given(fixed.argument, "argument redis_url"),
@@ -141,7 +151,8 @@ def _combine(file: dict[str, Given], fixed: _Fixed) -> Settings:
     if url is not None:
         given[_URL] = url
     settings = build(given, Settings(), "default")
-    return msgspec.structs.replace(settings, redis_url_source=None if url is None else url.source)
+    settings = msgspec.structs.replace(settings, redis_url_source=None if url is None else url.source)
+    return settings, {path: item.source for path, item in given.items()}
 
 
 def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Given]]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from aiogpulock.liveness import ProcessWatch, same_host, sight, start_time, this_process
+from aiogpulock.liveness import ProcessWatch, same_host, sight, start_time, this_process, with_companions
 from aiogpulock.models import ProcessInfo
 from tests.unit.support import eventually
 
@@ -49,6 +49,12 @@ def look(pid: int, ticks: int) -> str:
     if sighting.pidfd >= 0:
         os.close(sighting.pidfd)
     return sighting.state
+
+
+def test_companions_count_as_part_of_a_process(child: Child) -> None:
+    together = with_companions(this_process(), [child.pid])
+    assert together.processes == (*this_process().processes, (child.pid, started(child)))
+    assert together.pid == os.getpid()
 
 
 def test_a_process_names_itself() -> None:

@@ -1,36 +1,11 @@
-"""The verbs and their options. What a verb does is imported when it runs."""
+"""``aiogpulock demo``: see the lock work."""
 
 from __future__ import annotations
 
 import click
 
 
-def _show_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
-    if not wanted or ctx.resilient_parsing:
-        return
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        click.echo(f"aiogpulock {version('aiogpulock')}")
-    except PackageNotFoundError:
-        click.echo("aiogpulock, not installed")
-    ctx.exit()
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--version",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_show_version,
-    help="Show the version and exit.",
-)
-def aiogpulock() -> None:
-    """A GPU lock for async Python: FIFO, event-driven, crash-safe, over Redis."""
-
-
-@aiogpulock.command()
+@click.command()
 @click.option(
     "--workers",
     type=click.IntRange(2, 32),
@@ -52,7 +27,7 @@ def aiogpulock() -> None:
     metavar="URL",
     help="Use this Redis instead of the embedded server.",
 )
-def demo(workers: int, seconds: float, redis_url: str | None) -> None:
+def command(workers: int, seconds: float, redis_url: str | None) -> None:
     """Watch processes take turns on one GPU lock, and one of them die.
 
     Several worker processes contend for GPU 0. Midway the one that holds it is killed with SIGKILL; the next one enters

@@ -1,0 +1,79 @@
+"""The command: its verbs, each in a file of its own that is imported when it is named, and how errors end it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+VERBS = ("run", "demo")
+
+
+class Verbs(click.Group):
+    """Loads ``aiogpulock.cli.verbs.<verb>`` for each verb; turns the library's errors into one line and a status."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which a newcomer needs them."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = import_module(f"aiogpulock.cli.verbs.{cmd_name}").command
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from aiogpulock.errors import GpuLockError
+
+        try:
+            return super().invoke(ctx)
+        except GpuLockError as error:
+            from aiogpulock.cli.exits import status_of
+
+            complain(str(error))
+            sys.exit(status_of(error))
+
+
+def complain(text: str) -> None:
+    """One line on stderr, whatever the text holds."""
+    from aiogpulock.cli.words import plain
+
+    click.echo(f"aiogpulock: {plain(' '.join(text.splitlines()))}", err=True)
+
+
+class _Stderr(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        complain(record.getMessage())
+
+
+def _show_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    if not wanted or ctx.resilient_parsing:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        click.echo(f"aiogpulock {version('aiogpulock')}")
+    except PackageNotFoundError:
+        click.echo("aiogpulock, not installed")
+    ctx.exit()
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
+def aiogpulock() -> None:
+    """A GPU lock for async Python: FIFO, event-driven, crash-safe, over Redis.
+
+    Data goes to stdout, everything else to stderr. Exit statuses: 1 no, 2 usage, 69 no Redis, 75 busy, 76 lease lost,
+    78 settings.
+    """
+    logging.getLogger("aiogpulock").addHandler(_Stderr(logging.WARNING))

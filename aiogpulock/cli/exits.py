@@ -1,0 +1,44 @@
+"""The exit statuses of all verbs, and the error behind each. After sysexits.h where that has one."""
+
+from __future__ import annotations
+
+from aiogpulock.errors import (
+    AuthenticationError,
+    ConfigError,
+    GpuLockError,
+    InvalidGpuError,
+    LeaseLostError,
+    LockTimeoutError,
+    ManagerClosedError,
+    QueueFullError,
+    RedisUnavailableError,
+    ServerTooOldError,
+)
+
+FAILED = 1
+USAGE = 2
+UNAVAILABLE = 69
+CONFLICT = 75
+LOST = 76
+CONFIG = 78
+NOT_EXECUTABLE = 126
+NOT_FOUND = 127
+SIGNALLED = 128
+"""Plus the signal's number."""
+
+_STATUSES: tuple[tuple[type[GpuLockError], int], ...] = (
+    (InvalidGpuError, USAGE),
+    (ConfigError, CONFIG),
+    (RedisUnavailableError, UNAVAILABLE),
+    (AuthenticationError, UNAVAILABLE),
+    (ServerTooOldError, UNAVAILABLE),
+    (LockTimeoutError, CONFLICT),
+    (QueueFullError, CONFLICT),
+    (LeaseLostError, LOST),
+    (ManagerClosedError, FAILED),
+)
+
+
+def status_of(error: GpuLockError) -> int:
+    """The exit status for an error that ended a verb."""
+    return next((status for kind, status in _STATUSES if isinstance(error, kind)), FAILED)

@@ -1,0 +1,60 @@
+"""What several verbs share: the options that name server and settings, and the manager that these make."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from aiogpulock.config import SettingsSource
+    from aiogpulock.manager import GpuLockManager
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_TARGET_OPTIONS = (
+    ("--redis-url", "URL", "Server of the locks; else REDIS_URL, config.yml, the embedded one."),
+    ("--config", "FILE", "Settings; else AIOGPULOCK_CONFIG, ./config.yml, defaults."),
+    ("--namespace", "NAME", "First part of every key; else as the settings have it."),
+)
+
+
+class Target(NamedTuple):
+    """Which server and which settings; None: found as the library finds them."""
+
+    redis_url: str | None
+    config: str | None
+    namespace: str | None
+
+    def manager(self, companions: Iterable[int] = ()) -> GpuLockManager:
+        """Raises `ConfigError`."""
+        from aiogpulock.manager import GpuLockManager
+
+        return GpuLockManager(self.redis_url, self.config, companions=companions, **self._overrides())
+
+    def source(self) -> SettingsSource:
+        """The settings and where they come from. Raises `ConfigError`."""
+        from aiogpulock.config import SettingsSource
+
+        overrides = self._overrides()
+        return SettingsSource(
+            self.config, redis_url=self.redis_url, overrides={"gpu_lock": overrides} if overrides else {}
+        )
+
+    def _overrides(self) -> dict[str, Any]:
+        return {"redis": {"namespace": self.namespace}} if self.namespace else {}
+
+
+def target_options(command: F) -> F:
+    """--redis-url, --config and --namespace, given to the command as one `target`."""
+
+    @functools.wraps(command)
+    def with_target(*args: Any, redis_url: str | None, config: str | None, namespace: str | None, **rest: Any) -> Any:
+        return command(*args, target=Target(redis_url, config, namespace), **rest)
+
+    decorated: Any = with_target
+    for name, metavar, text in reversed(_TARGET_OPTIONS):
+        decorated = click.option(name, metavar=metavar, help=text)(decorated)
+    return decorated  # type: ignore[no-any-return]

@@ -1,0 +1,105 @@
+"""The line that a waiting `run` shows on a terminal: place, expected wait, holder."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import NamedTuple
+
+from aiogpulock.cli.words import duration, ordinal, plain, who
+from aiogpulock.errors import GpuLockError
+from aiogpulock.history import expected_wait, typical_hold
+from aiogpulock.liveness import this_process
+from aiogpulock.manager import GpuLockManager
+from aiogpulock.models import LockSnapshot
+
+PATIENCE = 0.3
+"""Seconds that pass in silence: most waits are over by then."""
+LOOK_EVERY = 2.0
+"""Seconds between two looks at the queue."""
+
+
+class Place(NamedTuple):
+    """Where a waiter stood when it looked last."""
+
+    lock: LockSnapshot
+    position: int
+    typical: float | None
+    """Seconds of a usual hold."""
+    seen_at: float
+
+    def line(self, gpu: str, now: float) -> str:
+        """As a person reads it; `now` on the clock of `seen_at`."""
+        held_for = None if self.lock.age is None else self.lock.age + now - self.seen_at
+        eta = expected_wait(self.typical, self.position, held_for)
+        parts = [
+            f"waiting for gpu {plain(gpu)}",
+            f"{ordinal(self.position)} of {self.lock.waiters}",
+            *([f"~{duration(eta)}"] if eta is not None else []),
+            holder_words(self.lock, held_for),
+        ]
+        return " · ".join(parts)
+
+
+def holder_words(lock: LockSnapshot, held_for: float | None) -> str:
+    """held by alice@h1 pid 812 "train.py" 2m10s."""
+    if lock.foreign:
+        return f'held by another program: "{plain(lock.value or "")}"'
+    if lock.task_name is None:
+        return "held by nobody"
+    since = f" {duration(held_for)}" if held_for is not None else ""
+    return f'held by {who(lock.user, lock.host, lock.pid)} "{plain(lock.task_name)}"{since}'
+
+
+@asynccontextmanager
+async def show_waiting(manager: GpuLockManager, gpu: str) -> AsyncIterator[None]:
+    """Show the line while the body waits, on stderr, if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    showing = asyncio.create_task(_show(manager, gpu))
+    try:
+        yield
+    finally:
+        showing.cancel()
+        with suppress(asyncio.CancelledError):
+            await showing
+
+
+async def _show(manager: GpuLockManager, gpu: str) -> None:
+    await asyncio.sleep(PATIENCE)
+    place: Place | None = None
+    next_look = 0.0
+    try:
+        while True:
+            if time.monotonic() >= next_look:
+                next_look = time.monotonic() + LOOK_EVERY
+                with suppress(GpuLockError):
+                    place = await _look(manager) or place
+            _write(place.line(gpu, time.monotonic()) if place else f"waiting for gpu {plain(gpu)}")
+            await asyncio.sleep(1)
+    finally:
+        _write("")
+
+
+async def _look(manager: GpuLockManager) -> Place | None:
+    """Find this process in a queue, whatever key its GPU is locked under."""
+    me = this_process().host, os.getpid()
+    for lock in await manager.status():
+        for position, waiter in enumerate(lock.queue, start=1):
+            if (waiter.host, waiter.pid) == me:
+                history = await manager.history(lock.gpu_id)
+                return Place(lock, position, typical_hold(history), time.monotonic())
+    return None
+
+
+def _write(line: str) -> None:
+    """Over the line before; it must not wrap."""
+    width = os.get_terminal_size(sys.stderr.fileno()).columns - 1
+    shown = line if len(line) <= width else f"{line[: width - 1]}…"
+    sys.stderr.write(f"\r\x1b[K{shown}")
+    sys.stderr.flush()

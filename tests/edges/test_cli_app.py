@@ -1,0 +1,35 @@
+"""What all verbs share: help, errors, pipes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from aiogpulock.cli.app import VERBS
+from tests.edges.shell import ROOT
+
+HEAVY = ("redis", "rich", "asyncio", "yaml", "msgspec", "pynvml", "starlette", "apprise")
+
+
+@pytest.mark.parametrize("verb", [None, *VERBS])
+def test_help_imports_nothing_heavy(verb: str | None) -> None:
+    words = [verb, "--help"] if verb else ["--help"]
+    program = f"""
+import sys
+sys.argv = ["aiogpulock", *{words!r}]
+from aiogpulock.cli import main
+try:
+    main()
+except SystemExit as end:
+    loaded = [name for name in {HEAVY!r} if name in sys.modules]
+    sys.stderr.write(" ".join(loaded))
+    raise
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60)
+
+    assert done.returncode == 0
+    assert done.stdout.startswith("Usage: aiogpulock")
+    assert done.stderr == ""
+    assert max(map(len, done.stdout.splitlines())) <= 80

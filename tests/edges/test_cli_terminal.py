@@ -1,0 +1,59 @@
+"""`run` on a terminal: its waiting line, Ctrl-C, and job control."""
+
+from __future__ import annotations
+
+import re
+
+import redis
+
+from tests.edges.shell import Shell, ended, read_until
+from tests.edges.terminal import Terminal
+
+CTRL_C, CTRL_Z = "\x03", "\x1a"
+
+
+def test_the_line_tells_place_expected_wait_and_holder(shell: Shell, redis_cleanup: redis.Redis) -> None:
+    assert shell.run("run", "--", "sh", "-c", "sleep 0.2").returncode == 0  # so there is a history
+    nasty = "train\x1b[2J\u202e.py " + 60 * "x"
+    holder = shell.start("run", "--name", nasty, "--", "sh", "-c", "echo in; exec sleep 100")
+    read_until(holder, "in")
+    with Terminal(shell.env) as terminal:
+        terminal.type("aiogpulock run -- echo my turn\n")
+        line = terminal.until(r"waiting for gpu 0 · [^\r]*…")
+        shown = re.findall(r"waiting for gpu 0 · [^\r]*…", line)[-1]
+
+        assert re.match(r'waiting for gpu 0 · 1st of 1 · ~\d+s · held by \S+@\S+ pid \d+ "train', shown)
+        assert len(shown) < 80
+        assert "\x1b[2J" not in terminal.raw
+        assert "\u202e" not in terminal.raw
+        holder.terminate()
+        terminal.until(r"my turn\r\n\$ ")
+    ended(holder)
+
+
+def test_ctrl_c_ends_the_command_once_and_the_loop_around_it(shell: Shell, redis_cleanup: redis.Redis) -> None:
+    with Terminal(shell.env) as terminal:
+        command = "sh -c 'trap \"echo int; exit 7\" INT; echo r''eady; sleep 100 & wait'"
+        terminal.type(f"aiogpulock run -- {command} 2>/dev/null; echo st=$?\n")
+        terminal.until("ready")
+        terminal.type(CTRL_C)
+        assert terminal.until("st=7").count("int\r") == 1  # the terminal told it; run must not tell it again
+
+        terminal.type("for i in 1 2 3; do aiogpulock run -- sh -c 'echo r''ound; exec sleep 100'; done; echo st=$?\n")
+        terminal.until("round")
+        terminal.type(CTRL_C)
+        terminal.until(r"\$ ")
+        terminal.type("echo sta''tus=$?\n")
+        assert "round" not in terminal.until("status=130")
+
+
+def test_ctrl_z_stops_it_and_fg_goes_on(shell: Shell, redis_cleanup: redis.Redis) -> None:
+    with Terminal(shell.env) as terminal:
+        terminal.type("aiogpulock run -- sh -c 'echo r''eady; read line; echo \"got $line\"'\n")
+        terminal.until("ready")
+        terminal.type(CTRL_Z)
+        terminal.until(r"Stopped.*\n\$ ")
+        terminal.type("fg\n")
+        terminal.until(r"fg\r\n.*\r\n")
+        terminal.type("hello\n")
+        terminal.until("got hello")
