@@ -13,7 +13,7 @@ import psutil
 import pytest
 import redis
 
-from tests.edges.shell import Shell, ended, read_until
+from tests.edges.shell import COMMAND, ROOT, Shell, ended, read_until
 from tests.helpers import wait_until
 from tests.servers import RealServer
 
@@ -245,11 +245,9 @@ def test_a_call_that_makes_no_sense_is_2(shell: Shell) -> None:
 
 
 def test_cron_gives_it_no_home_and_no_terminal(server: RealServer, tmp_path: Path) -> None:
-    from tests.edges.shell import COMMAND, ROOT
-
     done = subprocess.run(
         [*COMMAND, "run", "--", "/bin/sh", "-c", "echo done"],
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": ROOT, "REDIS_URL": server.url},
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": ROOT, "REDIS_URL": server.url, "AIOGPULOCK_GPU_MEMORY_NVML": "off"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
