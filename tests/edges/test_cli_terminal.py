@@ -56,4 +56,4 @@ def test_ctrl_z_stops_it_and_fg_goes_on(shell: Shell, redis_cleanup: redis.Redis
         terminal.type("fg\n")
         terminal.until(r"fg\r\n.*\r\n")
         terminal.type("hello\n")
-        terminal.until("got hello")
+        terminal.until(r"got hello\r\n\$ ")
