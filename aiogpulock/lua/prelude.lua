@@ -179,6 +179,8 @@ local function take(w, phase, deadline)
   write_holder(w, phase, f.token, deadline, f.dirty)
   redis.call('HSET', FENCE, 'token', f.token)
   redis.call('PEXPIRE', FENCE, KEEP_UNUSED)
+  -- A walk that nobody went on with, since its caller died, is over: it would hide those who came later.
+  if f.cursor > 0 then redis.call('HSET', FENCE, 'cursor', 0) end
   if phase == 'held' then
     redis.call('SET', BEAT, now, 'PX', w.lease)
     count('acquisitions')

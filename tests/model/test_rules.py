@@ -67,6 +67,20 @@ def test_many_unreachable_waiters_do_not_hide_the_one_behind_them(lock: StoreLoc
     assert lock.granted()[0] == "b"
 
 
+def test_a_long_walk_that_nobody_went_on_with_hides_no_later_waiter(lock: StoreLock) -> None:
+    _, token, *_ = lock.acquire("a")
+    for number in range(600):
+        lock.acquire(f"gone-{number}", inbox=f"nobody-{number}")
+    assert lock.release("a", token)[1] == 1  # whoever released dies before it resumes
+    for number in range(600):
+        lock.withdraw(f"gone-{number}")
+    lock.inboxes = {"inbox-c"}
+    _, token, *_ = lock.acquire("b")
+    lock.acquire("c")
+    lock.release("b", token)
+    assert lock.granted()[0] == "c"
+
+
 def test_a_waiter_with_a_shorter_lease_does_not_reap_another_ones(lock: StoreLock) -> None:
     _, token, *_ = lock.acquire("a")
     lock.advance(5000)
