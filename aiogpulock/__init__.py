@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from aiogpulock.lease import Lease as Lease
     from aiogpulock.lock import GpuLock as GpuLock
     from aiogpulock.manager import GpuLockManager as GpuLockManager
+    from aiogpulock.monitor import GpuLockMonitor as GpuLockMonitor
 
 _ERRORS = (
     "AuthenticationError",
@@ -47,6 +48,7 @@ _HOMES = {
     "Gpu": "gpu.records",
     "GpuLock": "lock",
     "GpuLockManager": "manager",
+    "GpuLockMonitor": "monitor",
     "Lease": "lease",
     "NvmlError": "gpu.records",
     "Settings": "config",

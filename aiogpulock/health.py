@@ -10,7 +10,7 @@ import msgspec
 from aiogpulock import clock
 from aiogpulock.census import Census
 from aiogpulock.config import Settings
-from aiogpulock.errors import AuthenticationError, GpuLockError
+from aiogpulock.errors import AuthenticationError, ProtocolError
 from aiogpulock.incidents import ExceptionStats
 from aiogpulock.models import LockSnapshot
 from aiogpulock.rates import ExceptionRates, RateWindow, Totals
@@ -83,7 +83,7 @@ class Health:
         locks = [lock for lock in found if isinstance(lock, LockSnapshot)]
         info, server_ahead = await self._server()
         findings = [
-            *(Finding("lock", "critical", str(error)) for error in found if isinstance(error, GpuLockError)),
+            *(Finding("lock", "critical", str(error)) for error in found if isinstance(error, ProtocolError)),
             *(server_findings(info, self._client.where)),
             *_clock_findings(server_ahead, self._client.where),
         ]

@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from aiogpulock.json_lines import JsonLines
 from aiogpulock.keys import LockKeys
 
 logger = logging.getLogger(__name__)
@@ -59,35 +60,42 @@ def default_log_path() -> Path:
     return Path(state) / "aiogpulock" / "critical_failures.log"
 
 
+class CriticalFailure(msgspec.Struct, frozen=True, kw_only=True):
+    """A lock that could not be left in the normal way."""
+
+    lock_key: str
+    task_name: str
+    error: str
+    traceback: str
+    timestamp: str
+    """ISO 8601, UTC."""
+    hostname: str
+    released: bool
+    """The emergency release freed the lock after all."""
+
+
 class CriticalFailureLog:
     """Appends one JSON line per failure. A path that cannot be written is reported once and harms nothing."""
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
-        self._path = Path(path) if path is not None else None
-        self._reported = False
-
-    def record(self, lock_key: str, task_name: str, error: BaseException, *, released: bool) -> None:
-        """`released`: the emergency release freed the lock after all."""
-        line = msgspec.json.encode(
-            {
-                "lock_key": lock_key,
-                "task_name": task_name,
-                "error": f"{type(error).__name__}: {error}",
-                "traceback": "".join(traceback.format_exception(error)),
-                "timestamp": datetime.now(UTC).isoformat(),
-                "hostname": socket.gethostname(),
-                "released": released,
-            }
+        self._lines = JsonLines(
+            lambda: Path(path) if path is not None else default_log_path(),
+            "the critical-failure log (gpu_lock.critical_failure_log)",
         )
-        try:
-            path = self._path if self._path is not None else default_log_path()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab") as file:
-                file.write(line + b"\n")
-        except (OSError, RuntimeError) as failure:  # RuntimeError: there is no home directory
-            if not self._reported:
-                self._reported = True
-                logger.error("cannot write the critical-failure log (gpu_lock.critical_failure_log): %s", failure)
+
+    def record(self, lock_key: str, task_name: str, error: BaseException, *, released: bool) -> CriticalFailure:
+        """`released`: the emergency release freed the lock after all. Answers what was written."""
+        failure = CriticalFailure(
+            lock_key=lock_key,
+            task_name=task_name,
+            error=f"{type(error).__name__}: {error}",
+            traceback="".join(traceback.format_exception(error)),
+            timestamp=datetime.now(UTC).isoformat(),
+            hostname=socket.gethostname(),
+            released=released,
+        )
+        self._lines.append(failure)
+        return failure
 
 
 class Incidents:
@@ -116,8 +124,8 @@ class Incidents:
         """The counts that Redis does not know yet: the caller sends them."""
         return self._unsent.pop(keys, Counter())
 
-    def record(self, keys: LockKeys, task_name: str, error: BaseException, *, released: bool) -> None:
-        self._log.record(keys.lock, task_name, error, released=released)
+    def record(self, keys: LockKeys, task_name: str, error: BaseException, *, released: bool) -> CriticalFailure:
+        return self._log.record(keys.lock, task_name, error, released=released)
 
     def alert(self, kind: str, level: Literal["warning", "critical"], keys: LockKeys, message: str) -> None:
         try:

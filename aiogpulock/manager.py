@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from aiogpulock import signals
+from aiogpulock.audit import AuditLog
 from aiogpulock.config import LockSettings, Settings, SettingsSource
 from aiogpulock.errors import (
     GpuLockError,
@@ -81,6 +82,7 @@ class GpuLockManager:
         self.incidents = Incidents(
             CriticalFailureLog(settings.gpu_lock.critical_failure_log), alert_hook, self._send_counts
         )
+        self._audit = AuditLog(lambda: self.settings.gpu_lock_monitor.audit_log)
         self._link = ServerLink(settings)
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -193,6 +195,10 @@ class GpuLockManager:
         ended, more = await parts.scripts.reap(keys, terms, seen.value, "forced", "forced", who)
         if more:
             await self.resume(keys, terms)
+        if ended:
+            self._audit.record(
+                "force_release", keys.lock, seen.value, holder=seen.task_name, reason=reason, actor=actor or self.actor
+            )
         return ended
 
     async def __aenter__(self) -> Self:

@@ -134,6 +134,17 @@ class Released(NamedTuple):
     """If not ok: the current value, or the outcome that came before."""
 
 
+class Swept(NamedTuple):
+    """Answer to a sweep of the queue."""
+
+    seats: int
+    """Dead ones that were removed."""
+    changed: bool
+    """Something was removed: a seat, or records of waiters without one."""
+    more: bool
+    """Sweep again."""
+
+
 class WaiterSnapshot(msgspec.Struct, frozen=True):
     """One queued request."""
 

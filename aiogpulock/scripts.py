@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from aiogpulock.errors import GpuLockError, ProtocolError
+from aiogpulock.errors import ProtocolError
 from aiogpulock.keys import LockKeys
 from aiogpulock.models import (
     Beat,
@@ -23,6 +23,7 @@ from aiogpulock.models import (
     Released,
     Request,
     Stale,
+    Swept,
     WaiterSnapshot,
     Waiting,
 )
@@ -136,6 +137,23 @@ class Scripts:
         reply = await self._run("reap", keys, terms, seen, outcome, reason, actor, call_id)
         return reply[0] == b"ended", reply[0] == b"ended" and reply[1] == 1
 
+    async def end_foreign(
+        self, keys: LockKeys, terms: Terms, seen: str, limit: float | None, *, alive: bool, reason: str, actor: str
+    ) -> tuple[bool, bool]:
+        """End a value of another program that has stood for `limit` seconds without expiry; None: only note it.
+
+        `alive`: the program shows a sign of life, so the time begins anew. Answers as `reap` does.
+        """
+        limit_ms = -1 if limit is None else round(limit * 1000)
+        call_id = secrets.token_hex(16)
+        reply = await self._run("end_foreign", keys, terms, seen, limit_ms, int(alive), reason, actor, call_id)
+        return reply[0] == b"ended", reply[0] == b"ended" and reply[1] == 1
+
+    async def sweep(self, keys: LockKeys, terms: Terms, actor: str, gone: Sequence[str]) -> Swept:
+        """Take dead seats out of the queue, those of `gone` among them, and give a free lock away."""
+        _, removed, more = await self._run("sweep", keys, terms, actor, *gone)
+        return Swept(seats=max(0, removed), changed=removed != 0, more=more == 1)
+
     async def resume(self, keys: LockKeys, terms: Terms) -> bool:
         """Go on with a grant that hit its bound. Answers whether to call again."""
         return bool((await self._run("resume", keys, terms))[1] == 1)
@@ -148,9 +166,9 @@ class Scripts:
         """The lock at one moment; writes nothing."""
         return _snapshot(await self._run("snapshot", keys, Terms(0, 0), SNAPSHOT_WAITERS), keys)
 
-    async def snapshots(self, locks: Sequence[LockKeys]) -> list[LockSnapshot | GpuLockError]:
+    async def snapshots(self, locks: Sequence[LockKeys]) -> list[LockSnapshot | ProtocolError]:
         """Many locks in few writes. What cannot be read of one lock is its answer, and no other lock's trouble."""
-        found: list[LockSnapshot | GpuLockError] = []
+        found: list[LockSnapshot | ProtocolError] = []
         for start in range(0, len(locks), SNAPSHOTS_PER_WRITE):
             some = locks[start : start + SNAPSHOTS_PER_WRITE]
             replies = await self._many("snapshot", [(keys, (SNAPSHOT_WAITERS,)) for keys in some])
@@ -216,12 +234,12 @@ def _beat_or_error(reply: Any, keys: LockKeys) -> Beat | Exception:
         return error
 
 
-def _snapshot_or_error(reply: Any, keys: LockKeys) -> LockSnapshot | GpuLockError:
+def _snapshot_or_error(reply: Any, keys: LockKeys) -> LockSnapshot | ProtocolError:
     try:
         if isinstance(reply, Exception):
-            raise reply
+            return ProtocolError(f"{keys.lock} cannot be read: {reply}")
         return _snapshot(_checked(reply, keys), keys)
-    except GpuLockError as error:
+    except ProtocolError as error:
         return error
 
 

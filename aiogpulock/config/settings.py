@@ -184,6 +184,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     redis_url_source: str | None = None
 
 
+def override_monitor(settings: Settings, keywords: Mapping[str, object]) -> MonitorSettings:
+    """Return the monitor's settings with these keys of its section in them, checked like a file."""
+    if not keywords:
+        return settings.gpu_lock_monitor
+    given = SCHEMA.flatten({"gpu_lock_monitor": keywords}, "keyword of GpuLockMonitor()")
+    return build(given, settings, "current setting").gpu_lock_monitor
+
+
 # Values that promise a protection which this version does not give. To be deleted when the GPU side lands.
 _NOT_YET = {
     "gpu_lock.gpu_memory.policy": lambda value: value in ("hold", "raise", "quarantine"),

@@ -11,7 +11,10 @@ from aiogpulock.keys import LockKeys, lock_keys
 from aiogpulock.scripts import load_script
 from tests.model.store import Message, Session, Status, Store, StoreError, encode_json, texts
 
-SCRIPTS = ("acquire", "heartbeat", "reap", "reassert", "release", "resume", "withdraw", "count", "snapshot")
+SCRIPTS = (
+    "acquire", "heartbeat", "reap", "reassert", "release", "resume", "withdraw", "count", "snapshot", "sweep",
+    "end_foreign",
+)  # fmt: skip
 
 # redis.call runs behind this: an error is data in Python and an error value in Lua, never an exception across the two.
 _HARNESS = """

@@ -181,10 +181,31 @@ class HonestStore(RuleBasedStateMachine):
     def withdraw(self, waiter: str, reason: str, inbox: str) -> None:
         self.both.run("withdraw", WINDOW_MS, GRACE_MS, "", waiter, reason, inbox)
 
-    @rule(outcome=st.sampled_from(["reaped", "forced"]), seen=st.booleans(), call=st.sampled_from(["", "call-1"]))
-    def reap(self, outcome: str, seen: bool, call: str) -> None:
-        value = self.both.client.get(self.both.keys[0]) if seen else None
-        self.both.run("reap", WINDOW_MS, GRACE_MS, "", value or "locked_by_x:y", outcome, outcome, "operator", call)
+    @rule(
+        outcome=st.sampled_from(["reaped", "forced"]),
+        reason=st.sampled_from(["forced", "lease_expired"]),
+        seen=st.booleans(),
+        call=st.sampled_from(["", "call-1"]),
+    )
+    def reap(self, outcome: str, reason: str, seen: bool, call: str) -> None:
+        self.both.run("reap", WINDOW_MS, GRACE_MS, "", self._value(seen), outcome, reason, "operator", call)
+
+    @rule(
+        seen=st.booleans(),
+        limit=st.sampled_from([-1, 0, 3000]),
+        alive=st.sampled_from([0, 0, 1]),
+        call=st.sampled_from(["call-2", "call-3"]),
+    )
+    def end_foreign(self, seen: bool, limit: int, alive: int, call: str) -> None:
+        value = self._value(seen)
+        self.both.run("end_foreign", WINDOW_MS, GRACE_MS, "", value, limit, alive, "forced", "monitor", call)
+
+    @rule(gone=st.lists(ids, max_size=2))
+    def sweep(self, gone: list[str]) -> None:
+        self.both.run("sweep", WINDOW_MS, GRACE_MS, "", "monitor", *gone)
+
+    def _value(self, seen: bool) -> str:
+        return (self.both.client.get(self.both.keys[0]) if seen else None) or "locked_by_x:y"
 
     @rule(listed=st.sampled_from([1, 10]))
     def snapshot(self, listed: int) -> None:

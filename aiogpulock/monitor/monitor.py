@@ -1,0 +1,190 @@
+"""The monitor: each interval it looks at all locks by their state in Redis, repairs what is dead, and tells."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Self
+
+from aiogpulock import clock
+from aiogpulock.audit import AuditLog
+from aiogpulock.census import Census
+from aiogpulock.config import MonitorSettings, override_monitor
+from aiogpulock.errors import ConfigError, GpuLockError, ManagerClosedError, ProtocolError
+from aiogpulock.manager import GpuLockManager
+from aiogpulock.models import LockSnapshot
+from aiogpulock.monitor.plan import Repair, plan
+from aiogpulock.monitor.repairs import Outcome, Repairer, Retries
+from aiogpulock.monitor.round import FailedRepair, Round
+from aiogpulock.rates import RateWindow, Totals
+from aiogpulock.zombies import find_zombies
+
+logger = logging.getLogger(__name__)
+
+SCAN_PAGES = 10
+"""Per round, of `census.PAGE` keys each."""
+
+
+class GpuLockMonitor:
+    """Watches all locks of a server: ``async with GpuLockMonitor(redis_url=…):``, or ``await monitor.run()``.
+
+    It frees what is dead: a holder that has not beaten for its whole lease or whose process has ended on this host,
+    leftovers, dead waiters, and a foreign value that never expires once it has stood for ``hard_timeout``. A live
+    heartbeat protects a job of any length, unless ``hard_timeout_action`` is ``release``. ``auto_recovery: false``
+    only reports. Several monitors may run at once: the scripts let one of them succeed.
+
+    `manager`: whose server to watch; by default one of its own, made with `redis_url` and `config` as `GpuLockManager`
+    does. `on_round` gets each `Round`. Further keywords override keys of the ``gpu_lock_monitor`` section. Raises
+    `ConfigError`.
+    """
+
+    def __init__(
+        self,
+        manager: GpuLockManager | None = None,
+        *,
+        redis_url: str | None = None,
+        config: str | os.PathLike[str] | None = None,
+        on_round: Callable[[Round], None] | None = None,
+        **overrides: object,
+    ) -> None:
+        if manager is not None and (redis_url is not None or config is not None):
+            raise ConfigError("GpuLockMonitor(manager, redis_url=…, config=…): the manager has a server and settings")
+        self._owns_manager = manager is None
+        self.manager = GpuLockManager(redis_url, config) if manager is None else manager
+        self._overrides: Mapping[str, object] = overrides
+        self._settings = override_monitor(self.manager.settings, overrides)
+        self._on_round = on_round
+        self._audit = AuditLog(lambda: self._settings.audit_log)
+        self._repairer = Repairer(self.manager, self._audit)
+        self._retries = Retries()
+        self._rates = RateWindow(self.manager.settings.gpu_lock_alerts.window)
+        self._census: Census | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._reached = True
+
+    @property
+    def settings(self) -> MonitorSettings:
+        """As the last round used them."""
+        return self._settings
+
+    # running
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._go_round(), name="aiogpulock-monitor")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop, and close the manager if it is the monitor's own. Idempotent."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled() and (failure := task.exception()) is not None:
+                raise failure
+        if self._owns_manager:
+            await self.manager.close()
+
+    async def run(self) -> None:
+        """Go round until cancelled, then close. Raises `ManagerClosedError` when its manager is closed."""
+        try:
+            await self._go_round()
+        finally:
+            await self.close()
+
+    async def _go_round(self) -> None:
+        while True:
+            began = clock.now()
+            await self.round()
+            await asyncio.sleep(max(0.0, self._settings.monitor_interval - (clock.now() - began)))
+
+    async def round(self) -> Round:
+        """Look at all locks once and do what is to be done. Raises `ManagerClosedError`, nothing else."""
+        self._read_settings()
+        began = clock.now()
+        try:
+            seen = await self._look(began)
+        except ManagerClosedError:
+            raise
+        except GpuLockError as error:
+            seen = Round(at=time.time(), error=str(error), seconds=clock.now() - began)
+        except Exception as error:  # whatever it is: the monitor must be there when it matters
+            logger.exception("a round of the monitor failed")
+            seen = Round(at=time.time(), error=f"{type(error).__name__}: {error}", seconds=clock.now() - began)
+        self._tell(seen)
+        return seen
+
+    # one round
+
+    def decide(self, locks: Iterable[LockSnapshot]) -> list[Repair]:
+        """What is to be done, by the settings of the last round."""
+        return [repair for lock in locks for repair in plan(lock, self._settings)]
+
+    async def act(self, repair: Repair) -> Outcome:
+        """Do it, if what was seen is still so. Raises `RedisUnavailableError`, `AuthenticationError`."""
+        return await self._repairer.repair(repair)
+
+    def _read_settings(self) -> None:
+        try:
+            self._settings = override_monitor(self.manager.settings, self._overrides)
+        except ConfigError as error:  # the file changed to what the keywords do not go with
+            logger.error("the monitor's settings stay as they were: %s", error)
+
+    async def _look(self, began: float) -> Round:
+        parts = await self.manager.started()
+        if self._census is None:
+            self._census = Census(parts.overview.client, self.manager.namespace)
+        keys, complete = await self._census.locks(SCAN_PAGES)
+        found = await parts.overview.scripts.snapshots(keys)
+        locks = [lock for lock in found if isinstance(lock, LockSnapshot)]
+        repaired, failed = await self._repair(self.decide(locks))
+        return Round(
+            at=time.time(),
+            locks=tuple(locks),
+            unreadable=tuple(str(error) for error in found if isinstance(error, ProtocolError)),
+            zombies=tuple(zombie for lock in locks for zombie in find_zombies(lock)),
+            repaired=tuple(repaired),
+            failed=tuple(failed),
+            rates=self._rates.rates(began, Totals.of(locks)),
+            audit_error=self._audit.error,
+            complete=complete,
+            seconds=clock.now() - began,
+        )
+
+    async def _repair(self, repairs: list[Repair]) -> tuple[list[Repair], list[FailedRepair]]:
+        done, failed = [], []
+        self._retries.keep_only(repairs)
+        cleanup = self._settings.cleanup
+        for repair in repairs:
+            if not self._retries.is_due(repair, cleanup):
+                continue
+            try:
+                if await self.act(repair) == "done":
+                    done.append(repair)
+                self._retries.succeeded(repair)
+            except GpuLockError as error:
+                failures = self._retries.failed(repair)
+                logger.error("%s could not be repaired (%s): %s", repair.key, repair.detail, error)
+                failed.append(FailedRepair(repair, str(error), failures, failures > cleanup.max_retry))
+        return done, failed
+
+    def _tell(self, seen: Round) -> None:
+        reached = not seen.error
+        if reached and not self._reached:
+            logger.warning("the monitor reaches Redis again")
+        elif self._reached and not reached:
+            logger.error("the monitor cannot look at the locks: %s", seen.error)
+        self._reached = reached
+        if self._on_round is not None:
+            try:
+                self._on_round(seen)
+            except Exception:
+                logger.exception("the listener of the monitor's rounds failed")

@@ -1,0 +1,498 @@
+"""The monitor frees what is dead, nothing else, and exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import redis
+
+from aiogpulock import ConfigError, GpuLockManager, GpuLockMonitor, LeaseLostError
+from aiogpulock.liveness import start_time, this_process
+from aiogpulock.models import ProcessInfo
+from aiogpulock.monitor import Round
+from tests.raw_scripts import RawLock
+from tests.servers import RealServer
+from tests.unit.support import FOREVER, eventually
+
+INTERVAL = 0.5
+SHORT: dict[str, Any] = {"warning": 0.1, "soft_timeout": 0.2, "hard_timeout": 0.3}
+Prepare = Callable[[redis.Redis], None]
+
+
+@pytest.fixture
+def audit(tmp_path: Path) -> Path:
+    return tmp_path / "audit" / "log.jsonl"
+
+
+@pytest.fixture
+def monitor(manager: GpuLockManager, audit: Path) -> GpuLockMonitor:
+    """A monitor that goes round when it is told to."""
+    return GpuLockMonitor(manager, timeout_levels=SHORT, monitor_interval=INTERVAL, audit_log=str(audit))
+
+
+def entries(audit: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in audit.read_text().splitlines()] if audit.exists() else []
+
+
+def dead_process() -> ProcessInfo:
+    """A process of this host that has ended, as a holder's record would name it."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        started = start_time(process.pid) or 0
+        process.kill()
+    return msgspec.structs.replace(this_process(), processes=((process.pid, started),))
+
+
+def stale(client: redis.Redis) -> None:
+    RawLock(client).hold("stale", lease=1, process="{}")
+
+
+def process_gone(client: redis.Redis) -> None:
+    RawLock(client).hold("gone", process=msgspec.json.encode(dead_process()).decode())
+
+
+def record_without_lock(client: redis.Redis) -> None:
+    RawLock(client).hold("left", lease=1)
+    client.delete("gpu_lock:0")
+
+
+def without_deadline(client: redis.Redis) -> None:
+    client.set("gpu_lock:0", "locked_by_task:odd")
+    client.hset("{gpu_lock:0}:holder", mapping={"id": "odd", "task": "task"})
+
+
+def set_by_hand(client: redis.Redis) -> None:
+    client.set("gpu_lock:0", "locked_by_x")
+
+
+def dead_head(client: redis.Redis) -> None:
+    lock = RawLock(client)
+    lock.hold("alive")
+    lock.acquire("dead", expires=1)
+
+
+def head_whose_process_is_gone(client: redis.Redis) -> None:
+    lock = RawLock(client)
+    lock.hold("alive")
+    lock.acquire("dead", process=msgspec.json.encode(dead_process()).decode())
+
+
+def waiters_without_a_queue(client: redis.Redis) -> None:
+    client.hset("{gpu_lock:0}:waiters", "somebody", "inbox 1 1 1 task")
+
+
+KINDS: list[tuple[Prepare, str, str, str]] = [
+    (stale, "reap", "lease_expired", "locked_by_stale:stale"),
+    (process_gone, "reap", "process_gone", "locked_by_gone:gone"),
+    (record_without_lock, "reap", "lease_expired", "locked_by_left:left"),
+    (without_deadline, "reap", "lease_expired", "locked_by_task:odd"),
+    (set_by_hand, "end_foreign", "forced_by_monitor", "locked_by_x"),
+    (dead_head, "sweep", "dead_waiters", "locked_by_alive:alive"),
+    (head_whose_process_is_gone, "sweep", "dead_waiters", "locked_by_alive:alive"),
+    (waiters_without_a_queue, "sweep", "dead_waiters", ""),
+]
+
+
+@asynccontextmanager
+async def lag() -> AsyncIterator[Callable[[], float]]:
+    """Yields the longest time by which this busy machine was late for a timer."""
+    worst = 0.0
+
+    async def measure() -> None:
+        nonlocal worst
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.01)
+            worst = max(worst, time.monotonic() - before - 0.01)
+
+    task = asyncio.create_task(measure())
+    yield lambda: worst
+    task.cancel()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "action", "reason", "value"), KINDS, ids=lambda part: getattr(part, "__name__", "")
+)
+async def test_each_kind_of_zombie_is_freed_within_an_interval_and_a_second_and_audited(
+    manager: GpuLockManager, monitor: GpuLockMonitor, redis_cleanup: redis.Redis, audit: Path,
+    prepare: Prepare, action: str, reason: str, value: str,
+) -> None:  # fmt: skip
+    redis_cleanup.zadd("{gpu_lock}:index", {"0": 1})
+    redis_cleanup.expire("{gpu_lock}:index", 60)
+    async with lag() as late, monitor:
+        await asyncio.sleep(0)
+        prepare(redis_cleanup)
+        redis_cleanup.expire("{gpu_lock:0}:waiters", 60)
+        redis_cleanup.expire("{gpu_lock:0}:holder", 60)
+        began = time.monotonic()
+        await eventually(lambda: entries(audit), description="the repair in the audit log")
+        took = time.monotonic() - began
+    stood = SHORT["hard_timeout"] + INTERVAL if action == "end_foreign" else 0  # from when it was first seen
+    assert took < stood + INTERVAL + 1 + 3 * late()
+
+    [entry] = entries(audit)
+    assert (entry["action"], entry["reason"], entry["lock_key"]) == (action, reason, "gpu_lock:0")
+    assert (entry["lock_value"] or "") == value
+    assert entry["actor"].startswith("monitor ")
+    [event] = [event for event in await manager.history(0) if event.event != "granted"]
+    assert (event.reason, event.actor) == (reason, entry["actor"])
+    assert (await manager.health_check()).zombie_count == 0
+    if action == "sweep":
+        assert redis_cleanup.zcard("{gpu_lock:0}:queue") == 0
+        redis_cleanup.delete("gpu_lock:0", "{gpu_lock:0}:holder", "{gpu_lock:0}:heartbeat")
+    else:
+        assert redis_cleanup.exists("gpu_lock:0", "{gpu_lock:0}:holder") == 0
+
+
+async def test_heartbeat_detection(
+    manager: GpuLockManager, monitor: GpuLockMonitor, redis_cleanup: redis.Redis
+) -> None:
+    """A lease that beats is never a zombie, however old; one that stopped is, at the end of its lease."""
+    lock = RawLock(redis_cleanup)
+    token = lock.hold("beating", lease=600)
+    redis_cleanup.hset(lock.key("holder"), "since", 1)
+    for _ in range(10):
+        lock.beat("beating", token, lease=600)
+        seen = await monitor.round()
+        assert (seen.zombies, seen.repaired) == ((), ())
+        assert seen.locks[0].silent_for is not None
+        assert seen.locks[0].silent_for < 0.6
+        await asyncio.sleep(0.1)
+
+    async def freed() -> Round | None:
+        seen = await monitor.round()
+        return seen if seen.repaired else None
+
+    seen = await eventually(freed, description="the silent holder to be replaced")
+    assert [(repair.cause, repair.value) for repair in seen.repaired] == [
+        ("heartbeat_stale", "locked_by_beating:beating")
+    ]
+    assert lock.beat("beating", token) == ["done", "reaped"]
+
+
+async def test_monitor_force_release_atomicity(manager: GpuLockManager, redis_cleanup: redis.Redis) -> None:
+    """The monitor decides, the holder releases, the next one acquires, the monitor acts: 1,000 rounds, never harmed."""
+    monitor = GpuLockMonitor(manager, timeout_levels=SHORT, hard_timeout_action="release")
+    lock = RawLock(redis_cleanup)
+    decided = 0
+    for number in range(1000):
+        old, new = f"old{number}", f"new{number}"
+        token = lock.hold(old, task="same task")
+        redis_cleanup.hset(lock.key("holder"), "deadline" if number % 2 else "since", 1)
+        [repair] = monitor.decide([await manager.parts.scripts.snapshot(lock.keys)])
+        decided += repair.cause == ("heartbeat_stale" if number % 2 else "hard_timeout")
+        lock.release(old, token)
+        token = lock.hold(new, task="same task")
+        assert await monitor.act(repair) == "not_now"
+        assert (lock.value, lock.holder_id) == (f"locked_by_same task:{new}", new)
+        lock.release(new, token)
+    assert decided == 1000
+
+
+async def test_a_holder_that_beats_between_the_decision_and_the_deed_is_kept(
+    manager: GpuLockManager, monitor: GpuLockMonitor, redis_cleanup: redis.Redis
+) -> None:
+    lock = RawLock(redis_cleanup)
+    token = lock.hold("late", lease=1)
+    await asyncio.sleep(0.005)
+    [repair] = monitor.decide([await manager.parts.scripts.snapshot(lock.keys)])
+    assert repair.cause == "heartbeat_stale"
+    assert lock.beat("late", token) == ["renewed"]
+
+    assert await monitor.act(repair) == "not_now"
+
+    assert lock.holder_id == "late"
+    lock.release("late", token)
+
+
+async def test_after_a_restart_the_holders_have_the_grace_to_come_back(
+    manager: GpuLockManager, monitor: GpuLockMonitor, redis_cleanup: redis.Redis
+) -> None:
+    """The server came back with an old deadline; the manager's grace is 1 s."""
+    lock = RawLock(redis_cleanup)
+    lock.hold("held", lease=1)
+    redis_cleanup.hset(lock.key("fence"), mapping={"run": "another", "since": 0})
+    await asyncio.sleep(0.005)
+
+    assert (await monitor.round()).repaired == ()
+    await asyncio.sleep(1.1)
+    assert len((await monitor.round()).repaired) == 1
+
+
+async def test_two_monitors_free_a_zombie_exactly_once(redis_url: str, redis_cleanup: redis.Redis, audit: Path) -> None:
+    rounds: list[Round] = []
+    async with GpuLockManager(redis_url, restart_grace=0) as one, GpuLockManager(redis_url, restart_grace=0) as other:
+        monitors = [
+            GpuLockMonitor(manager, timeout_levels=SHORT, audit_log=str(audit), on_round=rounds.append)
+            for manager in (one, other)
+        ]
+        for number in range(50):
+            lock = RawLock(redis_cleanup, str(number))
+            if number % 3 == 0:
+                redis_cleanup.set(lock.keys.lock, "locked_by_x")
+            elif number % 3 == 1:
+                lock.hold(f"dead{number}", lease=1)
+            else:
+                lock.hold("alive")
+                lock.acquire(f"dead{number}", expires=1)
+        while len(entries(audit)) < 50:
+            await asyncio.gather(*(monitor.round() for monitor in monitors))
+        await asyncio.gather(*(monitor.round() for monitor in monitors))
+
+    keys = [repair.key for seen in rounds for repair in seen.repaired]
+    assert len(keys) == len(set(keys)) == 50
+    assert len(entries(audit)) == 50
+    redis_cleanup.flushall()
+
+
+async def test_a_live_holder_over_the_hard_timeout_is_left_alone_by_default(
+    manager: GpuLockManager, monitor: GpuLockMonitor
+) -> None:
+    async with manager.lock(0) as lease:
+        await asyncio.sleep(3 * SHORT["hard_timeout"])
+        seen = await monitor.round()
+        lease.check()
+    assert (seen.zombies, seen.repaired) == ((), ())
+
+
+async def test_where_hard_timeout_releases_the_body_is_cancelled_and_the_next_one_granted(
+    manager: GpuLockManager, redis_cleanup: redis.Redis
+) -> None:
+    monitor = GpuLockMonitor(manager, timeout_levels=SHORT, hard_timeout_action="release")
+    successor_in = asyncio.Event()
+
+    async def succeed() -> None:
+        async with manager.lock(0, task_name="successor"):
+            successor_in.set()
+
+    with pytest.raises(LeaseLostError) as lost:
+        async with manager.lock(0, task_name="long"):
+            successor = asyncio.create_task(succeed())
+            redis_cleanup.hset("{gpu_lock:0}:holder", "since", 1)
+            await monitor.round()
+            await asyncio.sleep(FOREVER)
+    await successor
+
+    assert lost.value.reason == "forced_by_monitor"
+    assert successor_in.is_set()
+    assert [event.reason for event in await manager.history(0)] == ["normal", "forced_by_monitor"]
+
+
+async def test_a_foreign_value_is_freed_only_when_it_has_stood_for_the_hard_timeout(
+    manager: GpuLockManager, monitor: GpuLockMonitor, redis_cleanup: redis.Redis
+) -> None:
+    redis_cleanup.set("gpu_lock:7", "locked_by_x")
+    first = await monitor.round()
+    assert [zombie.kind for zombie in first.zombies] == ["no_expiry"]
+    assert first.repaired == ()
+
+    # The note is in Redis: a monitor that starts later goes on from it.
+    await asyncio.sleep(SHORT["hard_timeout"])
+    later = await GpuLockMonitor(manager, timeout_levels=SHORT).round()
+
+    assert [(repair.action, repair.value) for repair in later.repaired] == [("end_foreign", "locked_by_x")]
+    assert redis_cleanup.exists("gpu_lock:7") == 0
+    [event] = await manager.history(7)
+    assert (event.event, event.task_name, event.reason) == ("forced", "locked_by_x", "forced_by_monitor")
+
+
+async def test_an_older_program_that_beats_keeps_its_value(
+    manager: GpuLockManager, monitor: GpuLockMonitor, redis_cleanup: redis.Redis
+) -> None:
+    redis_cleanup.set("gpu_lock:7", "locked_by_x")
+    for _ in range(4):
+        redis_cleanup.set("gpu_lock:7:heartbeat", time.time())
+        assert (await monitor.round()).repaired == ()
+        await asyncio.sleep(SHORT["hard_timeout"] / 2)
+    redis_cleanup.set("gpu_lock:7:heartbeat", "not a time")  # no sign of life any more: the time runs from the last one
+
+    async def freed() -> bool:
+        return bool((await monitor.round()).repaired)
+
+    await eventually(freed, description="the silent value to be freed")
+    redis_cleanup.delete("gpu_lock:7:heartbeat")
+
+
+async def test_a_value_of_the_same_text_set_later_has_its_own_time(
+    manager: GpuLockManager, monitor: GpuLockMonitor, redis_cleanup: redis.Redis
+) -> None:
+    redis_cleanup.set("gpu_lock:7", "locked_by_x")
+    await monitor.round()
+    redis_cleanup.delete("gpu_lock:7")
+    async with manager.lock(7):
+        await asyncio.sleep(SHORT["hard_timeout"])
+    redis_cleanup.set("gpu_lock:7", "locked_by_x")
+
+    assert (await monitor.round()).repaired == ()
+    redis_cleanup.delete("gpu_lock:7")
+
+
+async def test_without_auto_recovery_it_only_reports(
+    manager: GpuLockManager, redis_cleanup: redis.Redis, audit: Path
+) -> None:
+    monitor = GpuLockMonitor(
+        manager, timeout_levels=SHORT, auto_recovery=False, hard_timeout_action="release", audit_log=str(audit)
+    )
+    redis_cleanup.set("gpu_lock:1", "locked_by_x")
+    RawLock(redis_cleanup, "2").hold("stale", lease=1)
+    async with manager.lock(3):
+        for _ in range(3):
+            seen = await monitor.round()
+            await asyncio.sleep(SHORT["hard_timeout"])
+
+    assert {zombie.kind for zombie in seen.zombies} == {"no_expiry", "heartbeat_stale"}
+    assert seen.locks[0].foreign_for is not None
+    assert redis_cleanup.exists("gpu_lock:1", "gpu_lock:2") == 2
+    assert entries(audit) == []
+    redis_cleanup.delete("gpu_lock:1", "gpu_lock:2", "{gpu_lock:2}:holder", "{gpu_lock:2}:heartbeat")
+
+
+async def test_a_refused_repair_is_tried_again_so_often_and_so_late_as_the_settings_say(
+    own_server: RealServer,
+) -> None:
+    with own_server.client() as client:
+        RawLock(client).hold("stale", lease=1)
+        client.config_set("min-replicas-to-write", 1)  # reads are answered, writes are not
+        async with GpuLockManager(own_server.url, restart_grace=0) as manager:
+            monitor = GpuLockMonitor(manager, cleanup={"max_retry": 2, "retry_delay": 0.2})
+            rounds = []
+            began = time.monotonic()
+            while time.monotonic() - began < 1.5:
+                rounds.append(await monitor.round())
+                await asyncio.sleep(0.02)
+            failed = [failure for seen in rounds for failure in seen.failed]
+            assert [(failure.failures, failure.given_up) for failure in failed] == [(1, False), (2, False), (3, True)]
+            assert "NOREPLICAS" in failed[0].error
+
+            client.config_set("min-replicas-to-write", 0)
+            assert (await monitor.round()).repaired == ()  # given up, until the lock changes
+            assert len((await GpuLockMonitor(manager).round()).repaired) == 1
+
+
+async def test_a_server_that_goes_and_comes_back_ends_no_monitor(
+    own_server: RealServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    rounds: list[Round] = []
+    manager = GpuLockManager(own_server.url, redis={"connect_timeout": 0.3}, restart_grace=0)
+    async with manager, GpuLockMonitor(manager, monitor_interval=0.05, on_round=rounds.append):
+        await eventually(lambda: rounds and not rounds[-1].error, description="a round")
+        own_server.stop()
+        await eventually(lambda: rounds[-1].error, description="a round without Redis")
+        own_server.start()
+        await eventually(lambda: not rounds[-1].error, description="a round after the restart")
+    monitored = [record for record in caplog.records if record.name == "aiogpulock.monitor.monitor"]
+    assert [record.levelno for record in monitored] == [logging.ERROR, logging.WARNING]
+
+
+async def test_odd_keys_are_reported_and_end_no_round(
+    manager: GpuLockManager, monitor: GpuLockMonitor, redis_cleanup: redis.Redis
+) -> None:
+    redis_cleanup.zadd("{gpu_lock}:index", {"1": 1, "bad id": 1})
+    redis_cleanup.rpush("gpu_lock:1", "a list")
+    redis_cleanup.hset("{gpu_lock:2}:holder", mapping={"nothing": "known", "deadline": "\x00soon"})
+    redis_cleanup.set("gpu_lock:2", "locked_by_x", ex=60)
+    redis_cleanup.set("gpu_lock:3", b"\xff\xfe")
+    redis_cleanup.zadd("{gpu_lock:4}:queue", {"seat without a record": 1})
+    redis_cleanup.zadd("{gpu_lock}:index", {"4": 1})
+
+    seen = await monitor.round()
+    redis_cleanup.flushall()
+
+    assert len(seen.unreadable) == 1
+    assert "gpu_lock:1" in seen.unreadable[0]
+    assert [zombie.key for zombie in seen.zombies] == ["gpu_lock:3", "gpu_lock:4"]
+    assert [repair.key for repair in seen.repaired] == ["gpu_lock:4"]
+
+
+async def test_an_audit_log_that_cannot_be_written_is_reported_once_and_hinders_no_repair(
+    manager: GpuLockManager, redis_cleanup: redis.Redis, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    monitor = GpuLockMonitor(manager, audit_log=str(tmp_path / "file" / "audit"))
+    for number in range(2):
+        RawLock(redis_cleanup, str(number)).hold("stale", lease=1)
+    await asyncio.sleep(0.005)
+    seen = await monitor.round()
+
+    assert len(seen.repaired) == 2
+    assert "gpu_lock_monitor.audit_log" in seen.audit_error
+    assert [record.levelno for record in caplog.records if "audit_log" in record.message] == [logging.ERROR]
+
+
+async def test_an_operators_forced_release_is_audited_too(redis_url: str, audit: Path, redis_cleanup: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("AIOGPULOCK_MONITOR_AUDIT_LOG", str(audit))
+    async with GpuLockManager(redis_url, restart_grace=0) as manager:
+        lease = await manager.lock(0, task_name="busy").acquire()
+        await manager.force_release(0, reason="maintenance", actor="alice")
+        with pytest.raises(LeaseLostError):
+            await lease.release()
+    [entry] = entries(audit)
+    assert (entry["action"], entry["holder"], entry["reason"], entry["actor"]) == (
+        "force_release", "busy", "maintenance", "alice",
+    )  # fmt: skip
+
+
+async def test_a_listener_that_fails_ends_no_monitor(manager: GpuLockManager) -> None:
+    def fail(seen: Round) -> None:
+        raise ZeroDivisionError
+
+    assert not (await GpuLockMonitor(manager, on_round=fail).round()).error
+
+
+@pytest.mark.parametrize(
+    ("keywords", "path"),
+    [
+        ({"timeout_levels": {"warning": 900, "soft_timeout": 600}}, "timeout_levels.warning"),
+        ({"hard_timeout_action": "kill"}, "hard_timeout_action"),
+        ({"interval": 3}, "gpu_lock_monitor.interval"),
+    ],
+)
+async def test_wrong_settings_are_refused_before_any_connection(keywords: dict[str, object], path: str) -> None:
+    with pytest.raises(ConfigError, match=path):
+        GpuLockMonitor(redis_url="redis://127.0.0.1:1", **keywords)
+    with pytest.raises(ConfigError, match="the manager has a server"):
+        GpuLockMonitor(GpuLockManager("redis://127.0.0.1:1"), redis_url="redis://127.0.0.1:1")
+
+
+async def test_it_runs_until_it_is_cancelled_and_leaves_no_connection(
+    redis_url: str, redis_cleanup: redis.Redis
+) -> None:
+    rounds: list[Round] = []
+    before = len(redis_cleanup.client_list())
+    running = asyncio.create_task(GpuLockMonitor(redis_url=redis_url, on_round=rounds.append).run())
+    await eventually(lambda: rounds, description="a round")
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await eventually(lambda: len(redis_cleanup.client_list()) == before, description="its connections to close")
+
+
+async def test_the_commands_of_a_round_grow_with_the_locks_and_not_faster(
+    manager: GpuLockManager, monitor: GpuLockMonitor, redis_cleanup: redis.Redis
+) -> None:
+    async def commands(locks: int) -> int:
+        for number in range(locks):
+            RawLock(redis_cleanup, str(number)).acquire(f"h{number}")
+        await monitor.round()
+        before = redis_cleanup.info("stats")["total_commands_processed"]
+        await monitor.round()
+        return int(redis_cleanup.info("stats")["total_commands_processed"]) - int(before)
+
+    counts = [await commands(locks) for locks in (10, 20, 40, 80)]
+    redis_cleanup.flushall()
+
+    per_lock = [(more - less) / locks for less, more, locks in zip(counts, counts[1:], (10, 20, 40), strict=False)]
+    assert max(per_lock) <= 1.2 * min(per_lock)
+    assert max(per_lock) < 15
