@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -12,6 +13,8 @@ from aiogpulock.default import default_manager
 from aiogpulock.errors import ConfigError, GpuLockError
 from aiogpulock.manager import GpuLockManager
 from aiogpulock.web.endpoints import Endpoints
+from aiogpulock.web.feed import Feed
+from aiogpulock.web.page import Page
 from aiogpulock.web.problems import answer
 from aiogpulock.web.security import CheckedOrigin
 
@@ -38,8 +41,18 @@ def create_app(
     async def find_manager() -> GpuLockManager:
         return manager if manager is not None else await default_manager()
 
-    return Starlette(
-        routes=Endpoints(find_manager, token).routes(),
+    feed = Feed(find_manager, can_release=token is not None)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        await feed.close()
+
+    app = Starlette(
+        routes=[*Page(feed).routes(), *Endpoints(find_manager, token).routes()],
+        lifespan=lifespan,
         middleware=[Middleware(CheckedOrigin, allowed_hosts=allowed_hosts)],
         exception_handlers={HTTPException: answer, GpuLockError: answer, Exception: answer},
     )
+    app.state.feed = feed
+    return app

@@ -77,10 +77,14 @@ def require_token(request: Request, token: str | None) -> None:
     if not token:
         raise Problem(HTTPStatus.FORBIDDEN, "this server is read-only: start it with a token")
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not secrets.compare_digest(given.strip().encode(), token.encode()):
-        raise Problem(
-            HTTPStatus.UNAUTHORIZED, "send the token as: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"}
-        )
+    if scheme.lower() != "bearer":
+        raise _unauthorized("a token is needed: Authorization: Bearer …")
+    if not secrets.compare_digest(given.strip().encode(), token.encode()):
+        raise _unauthorized("this is not the token that the server was started with")
+
+
+def _unauthorized(detail: str) -> Problem:
+    return Problem(HTTPStatus.UNAUTHORIZED, detail, {"WWW-Authenticate": "Bearer"})
 
 
 def _name(url: str) -> str:

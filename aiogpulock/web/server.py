@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 
 import uvicorn
 
 from aiogpulock.manager import GpuLockManager
 from aiogpulock.web.app import create_app
+from aiogpulock.web.feed import Feed
 
 TOKEN_VARIABLE = "AIOGPULOCK_SERVER_TOKEN"  # noqa: S105 - the name of a variable
 CLOSE_SECONDS = 5
@@ -46,16 +48,19 @@ def serve(
     options = uvicorn.Config(
         app, host=host, port=port, log_level=log_level, access_log=False, timeout_graceful_shutdown=CLOSE_SECONDS
     )
-    _Server(options, manager).run()
+    with suppress(KeyboardInterrupt):  # by then everything is closed
+        _Server(options, manager, app.state.feed).run()
 
 
 class _Server(uvicorn.Server):
-    """Closes the manager before it dies of the signal that ended it."""
+    """Lets open pages end in order, and closes the manager before the process dies of the signal."""
 
-    def __init__(self, config: uvicorn.Config, manager: GpuLockManager) -> None:
+    def __init__(self, config: uvicorn.Config, manager: GpuLockManager, feed: Feed) -> None:
         super().__init__(config)
         self._manager = manager
+        self._feed = feed
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._feed.close()
         await super().shutdown(sockets)
         await self._manager.close()

@@ -1,13 +1,19 @@
-"""Fixtures for the command line: real processes of it, none of which is left behind."""
+"""Fixtures for the edges: real processes of the command line, and a real browser, started once for all tests."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.edges.shell import Shell
 from tests.servers import RealServer
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+
+    from tests.edges.browser import Browser
 
 
 @pytest.fixture
@@ -15,3 +21,22 @@ def shell(server: RealServer) -> Iterator[Shell]:
     """Runs the command line on the clean server."""
     with Shell(server.url) as shell:
         yield shell
+
+
+@pytest.fixture(scope="session")
+def _driver() -> Iterator[Chrome]:
+    from tests.edges.browser import start_browser
+
+    driver = start_browser()
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+async def browser(_driver: Chrome) -> AsyncIterator[Browser]:
+    from tests.edges.browser import Browser
+
+    browser = Browser(_driver)
+    yield browser
+    await browser.desktop()
+    await browser.leave()

@@ -1,0 +1,101 @@
+"""One look feeds everybody who watches, and nobody looks for nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import aclosing
+
+import httpx
+import pytest
+
+from aiogpulock import GpuLockManager
+from aiogpulock.web import create_app, feed
+from aiogpulock.web.feed import Feed
+from tests.edges.browser import served
+from tests.servers import RealServer
+from tests.unit.support import eventually, held_elsewhere
+
+
+def feed_of(manager: GpuLockManager) -> Feed:
+    async def find_manager() -> GpuLockManager:
+        return manager
+
+    return Feed(find_manager, can_release=False)
+
+
+async def test_many_watchers_cost_no_more_looks_than_one(
+    manager: GpuLockManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "EVERY", 600.0)
+    watched = feed_of(manager)
+    seen: list[list[str]] = [[] for _ in range(50)]
+
+    async def watch(tasks: list[str]) -> None:
+        async with aclosing(watched.watch()) as views:
+            async for view in views:
+                gpus = json.loads(view)["gpus"]
+                tasks += [gpu["holder"]["task"] for gpu in gpus if gpu["holder"]]
+
+    async with held_elsewhere(manager, task_name="first"):
+        watchers = [asyncio.create_task(watch(tasks)) for tasks in seen]
+        await eventually(lambda: all("first" in tasks for tasks in seen), description="all see the holder")
+        waiting = asyncio.create_task(manager.lock(0, task_name="second").acquire_for("second"))
+        await asyncio.sleep(0.1)
+    await eventually(lambda: all("second" in tasks for tasks in seen), description="all see the hand-off")
+    assert watched.looks < 10
+    for watcher in watchers:
+        watcher.cancel()
+    await (await waiting).release()
+    await watched.close()
+
+
+async def test_nobody_watches_nobody_looks(manager: GpuLockManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "EVERY", 0.001)
+    watched = feed_of(manager)
+    async with aclosing(watched.watch()) as views:
+        await anext(views)
+        await eventually(lambda: watched.looks > 2, description="it looks")
+    await asyncio.sleep(0)
+    looks = watched.looks
+    await asyncio.sleep(0.3)
+    assert watched.looks == looks
+    async with aclosing(watched.watch()) as views:
+        assert json.loads(await anext(views))["error"] == ""
+    await watched.close()
+
+
+async def test_a_state_that_stays_is_sent_once(manager: GpuLockManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "EVERY", 0.001)
+    watched = feed_of(manager)
+    async with held_elsewhere(manager, heartbeat={"enabled": False}), aclosing(watched.watch()) as views:
+        await anext(views)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await anext(views)
+        assert watched.looks > 2
+    await watched.close()
+
+
+async def test_it_starts_without_redis_and_finds_it_later(own_server: RealServer) -> None:
+    own_server.stop()
+    manager = GpuLockManager(own_server.url, redis={"connect_timeout": 0.2})
+    watched = feed_of(manager)
+    async with aclosing(watched.watch()) as views:
+        assert "not available" in json.loads(await anext(views))["error"]
+        own_server.start()
+        assert json.loads(await anext(views))["error"] == ""
+    await watched.close()
+    await manager.close()
+
+
+async def test_a_stream_ends_in_order_when_the_feed_closes(manager: GpuLockManager) -> None:
+    app = create_app(manager)
+    async with served(app) as url, httpx.AsyncClient() as client, client.stream("GET", f"{url}/events") as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        lines = stream.aiter_lines()
+        while await anext(lines) != "event: view":
+            pass
+        await app.state.feed.close()
+        async for _ in lines:
+            pass  # the body ends, complete

@@ -1,0 +1,199 @@
+"""The live page, in a real browser."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import redis
+from selenium.webdriver.common.keys import Keys
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from aiogpulock import GpuLockManager
+from aiogpulock.gpu.nvml import shared
+from aiogpulock.web import create_app, feed
+from tests.edges.browser import Browser, served, waiting_elsewhere
+from tests.gpu.conftest import driver_folder as driver_folder
+from tests.gpu.conftest import sim as sim
+from tests.nvml_sim import GiB, Simulation
+from tests.servers import RealServer, _free_port
+from tests.unit.support import eventually, held_elsewhere, waiters
+
+HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>\x1b[31mred"
+
+TOO_WIDE = """return [...document.querySelectorAll('body *')]
+    .filter(node => node.getBoundingClientRect().right > innerWidth + 1)
+    .map(node => `${node.tagName} ${node.className} ${node.textContent.slice(0, 20)}`)"""
+
+
+async def test_a_hand_off_shows_because_it_is_announced(
+    manager: GpuLockManager, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "EVERY", 600.0)  # nothing but the announcement tells of it
+    async with served(create_app(manager)) as url:
+        async with held_elsewhere(manager, task_name="first"):
+            second = asyncio.create_task(manager.lock(0, task_name="second").acquire_for("second"))
+            await waiters(manager, 1)
+            third = asyncio.create_task(manager.lock(0, task_name="third").acquire_for("third"))
+            await waiters(manager, 2)
+            await browser.open(url)
+            await browser.until_text(".gpu .who .task", "first")
+            assert await browser.texts(".gpu li .task") == ["second", "third"]
+            await browser.until_text("#connection", "live")
+        await browser.until_text(".gpu .who .task", "second")
+        await browser.until_text(".gpu[data-state=held] .state", "held")  # and it has claimed
+        assert await browser.texts(".gpu li .task") == ["third"]
+        await browser.until_text("#announcements", "held by second")
+        await (await second).release()
+        await (await third).release()
+        await browser.until_text(".gpu .state", "free")
+        await browser.until_text("#events tbody tr", "third")
+        assert await browser.run("return document.querySelectorAll('#waits .dot').length") == 3
+        assert await browser.leave() == []
+
+
+async def test_names_that_are_markup_are_shown_as_text(manager: GpuLockManager, browser: Browser) -> None:
+    async with (
+        served(create_app(manager)) as url,
+        held_elsewhere(manager, task_name=HOSTILE),
+        waiting_elsewhere(manager, HOSTILE),
+    ):
+        async with manager.lock("1", task_name=HOSTILE):
+            pass
+        await browser.open(url)
+        for place in (".gpu .who .task", ".gpu li .task", "#events td.task"):
+            await browser.until_text(place, HOSTILE.replace("\x1b", "\N{REPLACEMENT CHARACTER}"))
+        assert await browser.run("return document.querySelectorAll('img, script:not([src])').length") == 0
+        assert "owned" not in await browser.run("return document.title")
+        assert await browser.leave() == []
+
+
+async def test_nothing_is_there_yet(manager: GpuLockManager, browser: Browser) -> None:
+    async with served(create_app(manager)) as url:
+        await browser.open(url)
+        await browser.until_text("#no-gpus", "No lock has been used yet")
+        assert "Nothing has happened yet" in await browser.text("#no-events")
+        assert await browser.texts("figure .empty") == ["No hold has ended yet."] * 2
+
+
+async def test_a_server_that_goes_shows_and_one_that_comes_back_is_found(
+    manager: GpuLockManager, browser: Browser
+) -> None:
+    port = _free_port()
+    async with served(create_app(manager), port) as url:
+        await browser.open(url)
+        await browser.until_text("#connection", "live")
+    await browser.until_text("#connection", "disconnected since")
+    async with held_elsewhere(manager, task_name="meanwhile"), served(create_app(manager), port):
+        await browser.until_text(".gpu .who .task", "meanwhile")
+        assert await browser.text("#connection") == "live"
+
+
+async def test_without_redis_the_last_state_stays_and_says_so(own_server: RealServer, browser: Browser) -> None:
+    async with (
+        GpuLockManager(own_server.url, restart_grace=0) as manager,
+        served(create_app(manager)) as url,
+        held_elsewhere(manager, task_name="asr"),
+    ):
+        await browser.open(url)
+        await browser.until_text(".gpu .who .task", "asr")
+        own_server.stop()
+        await browser.until_text("#trouble", "What is shown may be old")
+        assert await browser.text(".gpu .who .task") == "asr"
+        own_server.start()
+
+        async def over() -> bool:
+            return await browser.text("#trouble") == ""
+
+        await eventually(over, description="the trouble is over")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_it_fits_a_phone_in_both_schemes(manager: GpuLockManager, browser: Browser, scheme: str) -> None:
+    long = "x" * 250
+    async with (
+        served(create_app(manager)) as url,
+        held_elsewhere(manager, task_name=long),
+        waiting_elsewhere(manager, long),
+    ):
+        async with manager.lock("GPU-" + "a" * 120, task_name=long):
+            pass
+        await browser.phone()
+        await browser.scheme(scheme)
+        await browser.open(url)
+        await browser.until_text(".gpu li .task", "xxx")
+        assert await browser.run(TOO_WIDE) == []
+        assert await browser.run("return document.documentElement.scrollWidth") == 390
+        colour = await browser.run("return getComputedStyle(document.body).backgroundColor")
+        assert colour == {"light": "rgb(245, 246, 248)", "dark": "rgb(14, 17, 22)"}[scheme]
+
+
+async def test_it_works_under_a_prefix(manager: GpuLockManager, browser: Browser) -> None:
+    outer = Starlette(routes=[Mount("/ops/gpu", create_app(manager))])
+    async with served(outer) as url, held_elsewhere(manager, task_name="asr"):
+        await browser.open(f"{url}/ops/gpu")
+        await browser.until_text(".gpu .who .task", "asr")
+        assert await browser.leave() == []
+
+
+async def test_the_memory_of_this_host_s_gpus_is_shown(
+    manager: GpuLockManager, browser: Browser, sim: Simulation
+) -> None:
+    sim.use(0, 20 * GiB)
+    try:
+        async with served(create_app(manager)) as url, held_elsewhere(manager, identity="logical"):
+            await browser.open(url)
+            await browser.until_text(".gpu .memory", "20 of 80 GiB in use")
+            assert await browser.texts(".gpu h3") == ["GPU 0", "GPU 1"]
+            assert await browser.run("return document.querySelector('.bar').getAttribute('aria-valuenow')") == "25"
+            sim.use(0, 40 * GiB)
+            await browser.until_text(".gpu .memory", "40 of 80 GiB in use")
+    finally:
+        shared().close()
+
+
+async def test_an_operator_releases_with_the_keyboard(manager: GpuLockManager, browser: Browser) -> None:
+    lease = await manager.lock(0, task_name="stuck").acquire_for("stuck")
+    async with served(create_app(manager, token="secret")) as url:
+        await browser.open(url)
+        await browser.until_text(".gpu .who .task", "stuck")
+        await browser.type(".gpu .release", Keys.ENTER)
+        assert "GPU 0 is held by stuck" in await browser.text("#release-what")
+        await browser.type("#release", Keys.ESCAPE)
+        assert not await browser.run("return document.querySelector('#release').open")
+        await browser.type(".gpu .release", Keys.ENTER)
+        await browser.type("#release [name=token]", "wrong", Keys.ENTER)
+        await browser.until_text("#release-problem", "not the token")
+        lease.check()
+        await browser.type("#release [name=token]", Keys.BACKSPACE * 5, "secret", Keys.ENTER)
+        await lease.lost.wait()
+        await browser.until_text(".gpu .state", "free")
+
+
+async def test_without_a_token_nothing_can_be_released(manager: GpuLockManager, browser: Browser) -> None:
+    async with served(create_app(manager)) as url, held_elsewhere(manager):
+        await browser.open(url)
+        await browser.until_text(".gpu .state", "held")
+        assert await browser.run("return document.querySelector('.release').hidden")
+
+
+async def test_another_program_s_lock_is_told_apart(
+    manager: GpuLockManager, browser: Browser, redis_cleanup: redis.Redis
+) -> None:
+    async with manager.lock(0):
+        pass
+    redis_cleanup.set("gpu_lock:0", "locked_by_IndexTTS", px=60_000)
+    async with served(create_app(manager)) as url:
+        await browser.open(url)
+        await browser.until_text(".gpu .state", "held by another program")
+        assert await browser.text(".gpu .who .task") == "locked_by_IndexTTS"
+    redis_cleanup.delete("gpu_lock:0")
+
+
+def test_the_page_asks_for_nothing_outside() -> None:
+    for file in Path(feed.__file__).with_name("static").iterdir():
+        text = file.read_text().replace("http://www.w3.org/2000/svg", "")
+        assert "://" not in text, file.name
+        assert "innerHTML" not in text, file.name
