@@ -154,7 +154,7 @@ class GpuLockManager:
         except GpuLockError as error:
             return unreachable(self.server, str(error))
 
-    async def history(self, gpu_id: int | str, *, limit: int = 100) -> list[HistoryEvent]:
+    async def history(self, gpu_id: int | str | LockSnapshot, *, limit: int = 100) -> list[HistoryEvent]:
         """The last `limit` events of one lock, newest first: each hold, and whatever was done to the lock.
 
         Raises `InvalidGpuError`, `RedisUnavailableError`.
@@ -162,12 +162,15 @@ class GpuLockManager:
         parts = await self.started()
         return await read_history(parts.client, await self.keys_of(gpu_id), limit)
 
-    async def keys_of(self, gpu_id: int | str) -> LockKeys:
+    async def keys_of(self, gpu_id: int | str | LockSnapshot) -> LockKeys:
         """The keys under which this host locks a GPU, for whoever looks at the lock and does not acquire it.
 
-        An id that means no device here is taken by its name: its lock may be an old one. Raises `InvalidGpuError` for
+        An id that means no device here is taken by its name: its lock may be an old one. A snapshot names its own lock,
+        also where this host would lock the device under another key. Raises `InvalidGpuError` for
         what can be no id, `RedisUnavailableError`.
         """
+        if isinstance(gpu_id, LockSnapshot):
+            return lock_keys(gpu_id.gpu_id, self.namespace)
         name, lock = check_gpu_id(gpu_id), self.settings.gpu_lock
         parts = await self.started()
         try:
@@ -177,7 +180,12 @@ class GpuLockManager:
         return lock_keys(gpu.id, self.namespace)
 
     async def force_release(
-        self, gpu_id: int | str, *, holder_id: str | None = None, reason: str = "operator", actor: str | None = None
+        self,
+        gpu_id: int | str | LockSnapshot,
+        *,
+        holder_id: str | None = None,
+        reason: str = "operator",
+        actor: str | None = None,
     ) -> bool:
         """End exactly the holder that is seen now, never its successor; the next waiter is granted in the same step.
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
+from msgspec.structs import asdict
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from aiogpulock.errors import RedisUnavailableError
-from aiogpulock.manager import GpuLockManager
+from aiogpulock.models import LockSnapshot
 from aiogpulock.web.problems import Problem
 from aiogpulock.web.security import require_token
-
-FindManager = Callable[[], Awaitable[GpuLockManager]]
+from aiogpulock.web.sight import FindManager, Observer, Sight
 
 HISTORY_LIMIT = 1000
 BODY_BYTES = 16 * 1024
@@ -46,12 +45,15 @@ class Endpoints:
 
     def __init__(self, find_manager: FindManager, token: str | None) -> None:
         self._find_manager = find_manager
+        self._observer = Observer(find_manager)
         self._token = token
 
     def routes(self) -> list[Route]:
         return [
             Route("/livez", self.alive),
             Route("/readyz", self.ready),
+            Route("/gpu-lock/health", self.health),
+            Route("/gpu-lock/exception-stats", self.exception_stats),
             Route("/gpu-lock/status", self.status),
             Route("/gpu-lock/history", self.history),
             Route("/gpu-lock/release", self.release, methods=["POST"]),
@@ -71,18 +73,31 @@ class Endpoints:
             raise RedisUnavailableError(f"Redis did not answer within {READY_SECONDS:g} s") from None
         return json_response({"status": "ready"})
 
+    async def health(self, _: Request) -> Response:
+        """Always 200 in bounded time: the report says what is wrong."""
+        return json_response(await (await self._find_manager()).health_check())
+
+    async def exception_stats(self, _: Request) -> Response:
+        """The four counters of all processes, and the rates of late."""
+        report = await (await self._find_manager()).health_check()
+        if report.exception_stats is None or report.exception_rates is None:
+            raise RedisUnavailableError(report.error or "the counters are in Redis, which does not answer")
+        body = {**asdict(report.exception_stats), **asdict(report.exception_rates), "timestamp": report.timestamp}
+        return json_response(body)
+
     async def status(self, _: Request) -> Response:
-        """Every known lock."""
-        manager = await self._find_manager()
-        locks = await manager.status()
-        return json_response({"server": manager.server, "timestamp": time.time(), "locks": locks})
+        """Every lock."""
+        sight = await self._observer.look()
+        body = {"locks": sight.locks, "unreadable": sight.unreadable}
+        return json_response({"server": sight.manager.server, "timestamp": time.time(), **body})
 
     async def history(self, request: Request) -> Response:
         """The last events of one lock, or of all, newest first."""
         limit = _limit(request.query_params.get("limit", "100"))
-        manager = await self._find_manager()
-        wanted = request.query_params.getlist("gpu_id") or [lock.gpu_id for lock in await manager.status()]
-        events = [event for gpu_id in wanted for event in await manager.history(gpu_id, limit=limit)]
+        sight = await self._observer.look()
+        wanted = request.query_params.getlist("gpu_id")
+        locks = [_known(gpu_id, sight) for gpu_id in wanted] if wanted else sight.locks
+        events = [event for lock in locks for event in await sight.manager.history(lock, limit=limit)]
         events.sort(key=lambda event: event.at, reverse=True)
         return json_response({"timestamp": time.time(), "events": events[:limit]})
 
@@ -90,14 +105,20 @@ class Endpoints:
         """Force-release one lock, if it still has the holder that the operator means."""
         require_token(request, self._token)
         wish = _decoded(await _body(request))
-        manager = await self._find_manager()
+        sight = await self._observer.look()
+        lock = _known(str(wish.gpu_id), sight)
         actor = f"http {request.client.host if request.client else 'unknown'}"
-        if not await manager.force_release(wish.gpu_id, holder_id=wish.holder_id, reason=wish.reason, actor=actor):
+        if not await sight.manager.force_release(lock, holder_id=wish.holder_id, reason=wish.reason, actor=actor):
             raise Problem(
                 HTTPStatus.CONFLICT,
                 f"GPU {wish.gpu_id} is not held by {wish.holder_id!r} now: look at /gpu-lock/status and decide again",
             )
         return json_response({"released": True, "gpu_id": str(wish.gpu_id), "holder_id": wish.holder_id})
+
+
+def _known(gpu_id: str, sight: Sight) -> LockSnapshot | str:
+    """The lock of that very name; otherwise it is asked for as a program on this host would."""
+    return next((lock for lock in sight.locks if lock.gpu_id == gpu_id), gpu_id)
 
 
 def _limit(text: str) -> int:

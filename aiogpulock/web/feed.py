@@ -23,6 +23,7 @@ from aiogpulock.keys import inbox_channel, lock_keys
 from aiogpulock.manager import GpuLockManager
 from aiogpulock.models import HistoryEvent, LockSnapshot
 from aiogpulock.wakeups import Inbox
+from aiogpulock.web.sight import FindManager, Observer
 from aiogpulock.web.view import HOLDS, Device, View, gpus_of, hold_points, recent_events
 
 logger = logging.getLogger(__name__)
@@ -38,10 +39,8 @@ GAP, SETTLE = 0.1, 0.2
 class Feed:
     """The views of one manager's locks, as JSON. `watch` may be called by any number of clients."""
 
-    def __init__(
-        self, find_manager: Callable[[], Awaitable[GpuLockManager]], *, can_release: bool, nvml: Nvml | None = None
-    ) -> None:
-        self._find_manager = find_manager
+    def __init__(self, find_manager: FindManager, *, can_release: bool, nvml: Nvml | None = None) -> None:
+        self._observer = Observer(find_manager)
         self._nvml = nvml or shared()
         self._view = View(version=_version(), can_release=can_release)
         self._encoded = b""
@@ -136,22 +135,22 @@ class Feed:
             return msgspec.structs.replace(self._view, error="the server failed to look at the locks: see its log")
 
     async def _see(self, follow: Follow) -> View:
-        manager = await self._find_manager()
-        locks = await manager.status()
-        await follow(manager, [lock.gpu_id for lock in locks])
+        sight = await self._observer.look()
+        manager, locks = sight.manager, sight.locks
+        await follow(manager, locks)
         if locks:
             self._ahead = locks[-1].at - time.time()
         for lock in locks:
             await self._read_history(manager, lock)
-        histories = {gpu_id: events for gpu_id, (_, events) in self._histories.items()}
-        devices, missing = await self._devices()
+        histories = {lock.gpu_id: self._histories[lock.gpu_id][1] for lock in locks}
+        devices, missing = await self._devices(manager.settings.gpu_lock.gpu_memory.nvml == "off")
         return msgspec.structs.replace(
             self._view,
             server=manager.server or "",
             namespace=manager.namespace,
             nvml=missing,
             error="",
-            gpus=gpus_of(locks, histories, devices),
+            gpus=gpus_of(sight, histories, devices),
             events=recent_events(histories),
             holds=hold_points(histories),
         )
@@ -161,9 +160,11 @@ class Feed:
         trace = (lock.holder_id, lock.value, lock.stats)
         known = self._histories.get(lock.gpu_id)
         if known is None or known[0] != trace:
-            self._histories[lock.gpu_id] = trace, await manager.history(lock.gpu_id, limit=HOLDS)
+            self._histories[lock.gpu_id] = trace, await manager.history(lock, limit=HOLDS)
 
-    async def _devices(self) -> tuple[list[Device], str]:
+    async def _devices(self, off: bool) -> tuple[list[Device], str]:
+        if off:
+            return [], "gpu_lock.gpu_memory.nvml is 'off'"
         try:
             found = await self._nvml.devices()
         except NvmlError as error:
@@ -190,7 +191,7 @@ def _version() -> str:
         return ""
 
 
-Follow = Callable[[GpuLockManager, Sequence[str]], Awaitable[None]]
+Follow = Callable[[GpuLockManager, Sequence[LockSnapshot]], Awaitable[None]]
 
 
 @asynccontextmanager
@@ -198,7 +199,7 @@ async def _releases(heard: Callable[[], None]) -> AsyncIterator[Follow]:
     """Call `heard` at each release of the locks that the caller follows; also when a connection comes or goes."""
     inbox: Inbox | None = None
 
-    async def follow(manager: GpuLockManager, gpu_ids: Sequence[str]) -> None:
+    async def follow(manager: GpuLockManager, locks: Sequence[LockSnapshot]) -> None:
         nonlocal inbox
         if inbox is None:
             parts = await manager.started()
@@ -211,8 +212,8 @@ async def _releases(heard: Callable[[], None]) -> AsyncIterator[Follow]:
                 on_unreachable=manager.unreachable,
             )
             await inbox.ready()
-        for gpu_id in gpu_ids:
-            keys = lock_keys(gpu_id, manager.namespace)
+        for lock in locks:
+            keys = lock_keys(lock.gpu_id, manager.namespace)
             await inbox.follow_releases(keys.release_channel, keys.lock)
 
     try:

@@ -14,11 +14,13 @@ import msgspec
 
 from aiogpulock.history import typical_hold
 from aiogpulock.models import HistoryEvent, LockSnapshot, WaiterSnapshot
+from aiogpulock.web.sight import Sight
+from aiogpulock.zombies import find_zombies
 
 EVENTS, HOLDS = 30, 300
 """How many of the last events, and of the last holds, the page gets."""
 
-State = Literal["free", "granted", "held", "draining", "foreign"]
+State = Literal["free", "granted", "held", "draining", "foreign", "unreadable"]
 
 
 class Device(msgspec.Struct, frozen=True):
@@ -44,6 +46,7 @@ class Seat(msgspec.Struct, frozen=True):
     task: str
     host: str
     pid: int
+    user: str
     since: float
     deaf: bool
 
@@ -55,6 +58,7 @@ class Holder(msgspec.Struct, frozen=True):
     task: str
     host: str = ""
     pid: int = 0
+    user: str = ""
     token: str = ""
     """As text: JavaScript's numbers end at 2^53."""
     since: float | None = None
@@ -71,6 +75,8 @@ class Gpu(msgspec.Struct, frozen=True):
     queue: tuple[Seat, ...] = ()
     typical_hold: float | None = None
     device: Device | None = None
+    note: str = ""
+    """What is dead in it, or why it cannot be read."""
 
 
 class HoldPoint(msgspec.Struct, frozen=True, array_like=True):
@@ -101,11 +107,12 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def gpus_of(
-    locks: Sequence[LockSnapshot], histories: Mapping[str, Sequence[HistoryEvent]], devices: Sequence[Device]
+    sight: Sight, histories: Mapping[str, Sequence[HistoryEvent]], devices: Sequence[Device]
 ) -> tuple[Gpu, ...]:
     """Each lock with the device that it means on this host; then the devices that nobody has locked."""
     named = {name: device for device in devices for name in device.names}
-    shown = [_gpu(lock, histories.get(lock.gpu_id, ()), named.get(lock.gpu_id)) for lock in locks]
+    shown = [_gpu(lock, histories.get(lock.gpu_id, ()), named.get(lock.gpu_id)) for lock in sight.locks]
+    shown += [Gpu(gpu_id, "unreadable", note=reason) for gpu_id, reason in sight.unreadable.items()]
     locked = {gpu.device for gpu in shown}
     unused = [Gpu(device.names[0], "free", device=device) for device in devices if device not in locked]
     return tuple(sorted(shown + unused, key=_place))
@@ -145,6 +152,7 @@ def _gpu(lock: LockSnapshot, events: Sequence[HistoryEvent], device: Device | No
         queue=tuple(_seat(waiter) for waiter in lock.queue if waiter.waiter_id != lock.holder_id),
         typical_hold=typical_hold(events),
         device=device,
+        note=" · ".join(zombie.detail for zombie in find_zombies(lock)),
     )
 
 
@@ -166,6 +174,7 @@ def _holder(lock: LockSnapshot) -> Holder | None:
         lock.task_name or "",
         lock.host or "",
         lock.pid or 0,
+        lock.user or "",
         str(lock.fencing_token or ""),
         None if lock.age is None else round(lock.at - lock.age, 3),
         None if lock.deadline_in is None else round(lock.at + lock.deadline_in, 3),
@@ -173,4 +182,12 @@ def _holder(lock: LockSnapshot) -> Holder | None:
 
 
 def _seat(waiter: WaiterSnapshot) -> Seat:
-    return Seat(waiter.waiter_id, waiter.task_name, waiter.host, waiter.pid, round(waiter.since, 3), waiter.deaf)
+    return Seat(
+        waiter.waiter_id,
+        waiter.task_name,
+        waiter.host,
+        waiter.pid,
+        waiter.user,
+        round(waiter.since, 3),
+        waiter.deaf,
+    )

@@ -10,12 +10,13 @@ import httpx
 import pytest
 import redis
 
-from aiogpulock import ConfigError, GpuLockManager
+from aiogpulock import ConfigError, GpuLockManager, LockTimeoutError
 from aiogpulock.web import create_app
 from tests.servers import RealServer
 from tests.unit.support import held_elsewhere, waiters
 
 TOKEN = "a secret"
+COUNTERS = ("normal_release_failures", "emergency_releases", "release_script_errors", "ownership_violations")
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
@@ -47,6 +48,49 @@ async def test_status_shows_each_lock_with_holder_and_queue(manager: GpuLockMana
         assert lock["age"] >= 0
         assert [waiter["task_name"] for waiter in lock["queue"]] == ["<b>next</b>"]
     await (await waiting).release()
+
+
+async def test_health_is_answered_whatever_it_says(manager: GpuLockManager, http: httpx.AsyncClient) -> None:
+    async with held_elsewhere(manager):
+        answer = await http.get("/gpu-lock/health")
+    report = answer.json()
+    assert (answer.status_code, report["status"], report["redis_connected"]) == (200, "healthy", True)
+    assert (report["zombie_locks"], report["zombie_count"], report["long_held_count"]) == ([], 0, 0)
+
+
+async def test_a_value_set_by_hand_is_a_zombie_in_health_and_status(
+    manager: GpuLockManager, http: httpx.AsyncClient, redis_cleanup: redis.Redis
+) -> None:
+    redis_cleanup.set("gpu_lock:7", "locked_by_x")
+    report = (await http.get("/gpu-lock/health")).json()
+    assert report["status"] == "unhealthy"
+    (zombie,) = report["zombie_locks"]
+    assert (zombie["key"], zombie["value"], zombie["ttl"]) == ("gpu_lock:7", "locked_by_x", -1)
+    (lock,) = (await http.get("/gpu-lock/status")).json()["locks"]
+    assert (lock["gpu_id"], lock["foreign"]) == ("7", True)
+    redis_cleanup.delete("gpu_lock:7")
+
+
+async def test_exception_stats_count_over_all_processes(manager: GpuLockManager, http: httpx.AsyncClient) -> None:
+    async with held_elsewhere(manager):
+        with pytest.raises(LockTimeoutError):
+            await manager.lock(0, max_wait_time=0.05).acquire_for("hasty")
+    stats = (await http.get("/gpu-lock/exception-stats")).json()
+    assert [stats[name] for name in COUNTERS] == [0, 0, 0, 0]
+    assert (stats["total_locks"], stats["timeout_rate"]) == (1, 0.5)
+    assert {"exception_rate", "emergency_release_rate", "timestamp"} <= stats.keys()
+
+
+async def test_a_lock_of_a_newer_version_hides_no_other(
+    manager: GpuLockManager, http: httpx.AsyncClient, redis_cleanup: redis.Redis
+) -> None:
+    redis_cleanup.hset("{gpu_lock:1}:holder", mapping={"id": "x", "v": 99})
+    redis_cleanup.set("gpu_lock:1", "locked_by_:x", px=60_000)
+    async with held_elsewhere(manager):
+        status = (await http.get("/gpu-lock/status")).json()
+    assert [lock["gpu_id"] for lock in status["locks"]] == ["0"]
+    assert "newer aiogpulock" in status["unreadable"]["1"]
+    redis_cleanup.delete("gpu_lock:1", "{gpu_lock:1}:holder")
 
 
 async def test_history_is_newest_first_of_one_lock_or_of_all(manager: GpuLockManager, http: httpx.AsyncClient) -> None:
@@ -202,6 +246,9 @@ async def test_alive_without_redis_ready_only_with_it(own_server: RealServer) ->
         assert problem(answer)[0] == 503
         assert int(answer.headers["retry-after"]) > 0
         assert problem(await http.get("/gpu-lock/status"))[0] == 503
+        assert problem(await http.get("/gpu-lock/exception-stats"))[0] == 503
+        health = await http.get("/gpu-lock/health")
+        assert (health.status_code, health.json()["redis_connected"]) == (200, False)
         own_server.start()
         assert (await http.get("/readyz")).status_code == 200
 

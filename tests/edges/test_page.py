@@ -12,8 +12,8 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from aiogpulock import GpuLockManager
-from aiogpulock.gpu.nvml import shared
 from aiogpulock.web import create_app, feed
+from tests import nvml_sim
 from tests.edges.browser import Browser, served, waiting_elsewhere
 from tests.gpu.conftest import driver_folder as driver_folder
 from tests.gpu.conftest import sim as sim
@@ -118,7 +118,7 @@ async def test_it_fits_a_phone_in_both_schemes(manager: GpuLockManager, browser:
         held_elsewhere(manager, task_name=long),
         waiting_elsewhere(manager, long),
     ):
-        async with manager.lock("GPU-" + "a" * 120, task_name=long):
+        async with manager.lock("a" * 128, task_name=long):
             pass
         await browser.phone()
         await browser.scheme(scheme)
@@ -138,20 +138,20 @@ async def test_it_works_under_a_prefix(manager: GpuLockManager, browser: Browser
         assert await browser.leave() == []
 
 
-async def test_the_memory_of_this_host_s_gpus_is_shown(
-    manager: GpuLockManager, browser: Browser, sim: Simulation
-) -> None:
+async def test_the_memory_of_this_host_s_gpus_is_shown(server: RealServer, browser: Browser, sim: Simulation) -> None:
     sim.use(0, 20 * GiB)
-    try:
-        async with served(create_app(manager)) as url, held_elsewhere(manager, identity="logical"):
-            await browser.open(url)
-            await browser.until_text(".gpu .memory", "20 of 80 GiB in use")
-            assert await browser.texts(".gpu h3") == ["GPU 0", "GPU 1"]
-            assert await browser.run("return document.querySelector('.bar').getAttribute('aria-valuenow')") == "25"
-            sim.use(0, 40 * GiB)
-            await browser.until_text(".gpu .memory", "40 of 80 GiB in use")
-    finally:
-        shared().close()
+    async with (
+        GpuLockManager(server.url, gpu_memory={"nvml": "auto"}) as manager,
+        served(create_app(manager)) as url,
+        held_elsewhere(manager),  # by its UUID
+    ):
+        await browser.open(url)
+        await browser.until_text(".gpu .memory", "20 of 80 GiB in use")
+        assert await browser.texts(".gpu h3") == [nvml_sim.uuid(0), "GPU 1"]
+        assert "GPU 0 here" in await browser.text(".gpu .model")
+        assert await browser.run("return document.querySelector('.bar').getAttribute('aria-valuenow')") == "25"
+        sim.use(0, 40 * GiB)
+        await browser.until_text(".gpu .memory", "40 of 80 GiB in use")
 
 
 async def test_an_operator_releases_with_the_keyboard(manager: GpuLockManager, browser: Browser) -> None:
@@ -182,14 +182,27 @@ async def test_without_a_token_nothing_can_be_released(manager: GpuLockManager, 
 async def test_another_program_s_lock_is_told_apart(
     manager: GpuLockManager, browser: Browser, redis_cleanup: redis.Redis
 ) -> None:
-    async with manager.lock(0):
-        pass
     redis_cleanup.set("gpu_lock:0", "locked_by_IndexTTS", px=60_000)
     async with served(create_app(manager)) as url:
         await browser.open(url)
         await browser.until_text(".gpu .state", "held by another program")
         assert await browser.text(".gpu .who .task") == "locked_by_IndexTTS"
+        redis_cleanup.set("gpu_lock:0", "locked_by_IndexTTS")
+        await browser.until_text(".gpu .state", "needs attention")
+        assert "never expires" in await browser.text(".gpu .note")
     redis_cleanup.delete("gpu_lock:0")
+
+
+async def test_a_lock_that_cannot_be_read_hides_no_other(
+    manager: GpuLockManager, browser: Browser, redis_cleanup: redis.Redis
+) -> None:
+    redis_cleanup.hset("{gpu_lock:0}:holder", mapping={"id": "x", "v": 99})
+    redis_cleanup.set("gpu_lock:0", "locked_by_:x", px=60_000)
+    async with served(create_app(manager)) as url, manager.lock(1, task_name="asr"):
+        await browser.open(url)
+        await browser.until_text(".gpu .note", "newer aiogpulock")
+        assert await browser.texts(".gpu .state") == ["cannot be read", "held"]
+    redis_cleanup.delete("gpu_lock:0", "{gpu_lock:0}:holder")
 
 
 def test_the_page_asks_for_nothing_outside() -> None:

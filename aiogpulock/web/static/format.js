@@ -47,6 +47,6 @@ export function plural(count, one, many) {
   return `${count} ${count === 1 ? one : many}`;
 }
 
-export function where(host, pid) {
-  return [host, pid ? `pid ${pid}` : ""].filter(Boolean).join(" · ");
+export function where({ user, host, pid }) {
+  return [[user, host].filter(Boolean).join("@"), pid ? `pid ${pid}` : ""].filter(Boolean).join(" · ");
 }

@@ -9,7 +9,8 @@ const STATES = {
   held: "held",
   draining: "waiting for memory",
   foreign: "held by another program",
-  silent: "no sign of life",
+  unreadable: "cannot be read",
+  dead: "needs attention",
 };
 const SHOWN_WAITERS = 4;
 
@@ -22,6 +23,7 @@ export function gpuPanel(first, now, onRelease) {
   const age = element("p", { class: "age", "aria-hidden": "true" });
   const facts = element("p", { class: "facts" });
   const usual = element("p", { class: "facts usual" });
+  const note = element("p", { class: "note" });
   const used = element("div");
   const bar = element("div", { class: "bar", role: "meter", "aria-label": `memory of ${gpuName(first.id)}` }, used);
   const figure = element("span");
@@ -35,7 +37,7 @@ export function gpuPanel(first, now, onRelease) {
     element("div", { class: "top" }, name, model, state),
     element("div", { class: "who" }, task, age),
     element("div", { class: "detail" }, facts, usual),
-    memory, waiting, queue, more, release,
+    note, memory, waiting, queue, more, release,
   );
   let gpu = first;
   let expanded = false;
@@ -54,6 +56,8 @@ export function gpuPanel(first, now, onRelease) {
     show(task.parentElement, Boolean(holder));
     show(release, Boolean(holder) && gpu.canRelease);
     show(facts.parentElement, Boolean(holder));
+    show(note, gpu.note !== "");
+    setText(note, gpu.note);
     showMemory(gpu.device);
     show(waiting, gpu.waiters > 0);
     setText(waiting, `${gpu.waiters} waiting`);
@@ -69,7 +73,7 @@ export function gpuPanel(first, now, onRelease) {
     const holder = gpu.holder;
     const held = holder && holder.since !== null ? now() - holder.since : null;
     const left = holder && holder.deadline !== null ? holder.deadline - now() : null;
-    const kind = gpu.state === "held" && left !== null && left < 0 ? "silent" : gpu.state;
+    const kind = gpu.note !== "" && gpu.state !== "unreadable" ? "dead" : gpu.state;
     panel.dataset.state = kind;
     setText(state, STATES[kind]);
     setText(age, held === null ? "" : clock(held));
@@ -90,7 +94,7 @@ export function gpuPanel(first, now, onRelease) {
     item.update = (next) => {
       seat = next;
       setText(who, seat.task || "unnamed");
-      setText(place, where(seat.host, seat.pid) + (seat.deaf ? " · does not answer" : ""));
+      setText(place, where(seat) + (seat.deaf ? " · does not answer" : ""));
       item.classList.toggle("deaf", seat.deaf);
     };
     item.tick = (lock, held) => {
@@ -130,7 +134,7 @@ function unlisted(gpu) {
 
 function factsOf(gpu, left) {
   if (gpu.state === "foreign") return "set by another program: no lease, no queue";
-  const parts = [where(gpu.holder.host, gpu.holder.pid)];
+  const parts = [where(gpu.holder)];
   if (left !== null) parts.push(left >= 0 ? `lease ${clock(left)} left` : `lease over for ${clock(-left)}`);
   return parts.filter(Boolean).join(" · ");
 }

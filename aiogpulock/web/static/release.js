@@ -19,7 +19,7 @@ export function releaseDialog(dialog) {
 
   return (chosen) => {
     gpu = chosen;
-    const place = where(gpu.holder.host, gpu.holder.pid);
+    const place = where(gpu.holder);
     setText(dialog.querySelector("#release-what"),
       `${gpuName(gpu.id)} is held by ${gpu.holder.task || "unnamed"}${place ? ` (${place})` : ""}.`);
     show(problem, false);
