@@ -14,10 +14,8 @@ import redis
 import uvloop
 
 from aiogpulock import GpuLockManager
+from tests.helpers import left_behind
 from tests.servers import RealServer
-
-UNUSED_LOCK_KEEPS = (":done", ":fence", ":events", ":stats", ":index")
-"""What an unused lock leaves behind for a while; all of it expires."""
 
 
 def pytest_configure() -> None:
@@ -65,7 +63,7 @@ def redis_cleanup(server: RealServer) -> Iterator[redis.Redis]:
     """A client; afterwards the test fails if it left a lock, a queue, or a key that never expires."""
     with server.client() as client:
         yield client
-        left = [key for key in client.keys("*") if not key.endswith(UNUSED_LOCK_KEEPS) and ":alias:" not in key]
+        left = left_behind(client.keys("*"))
         forever = [key for key in client.keys("*") if client.pttl(key) < 0]
     assert not left, f"left in Redis: {left}"
     assert not forever, f"without expiry in Redis: {forever}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -17,3 +17,9 @@ def wait_until(condition: Callable[[], T], *, description: str, timeout: float =
             raise AssertionError(f"not within {timeout} s: {description}; last seen: {value!r}")
         time.sleep(interval)
     return value
+
+
+def left_behind(keys: Iterable[str]) -> list[str]:
+    """The keys that no lock in use explains. An unused one keeps some for a while, and a host its list of GPUs."""
+    kept = (":done", ":fence", ":events", ":stats", ":index")
+    return [key for key in keys if not key.endswith(kept) and ":alias:" not in key]

@@ -16,6 +16,7 @@ import redis
 from aiogpulock import clock
 from tests.faults.judge import JudgeProcess, Message
 from tests.faults.zygote import ForkedWorker, Zygote
+from tests.helpers import left_behind
 from tests.raw_scripts import RawLock
 from tests.servers import RealServer
 
@@ -29,7 +30,6 @@ SETTINGS: dict[str, Any] = {
     "max_wait_time": None,
     "redis": {"connect_timeout": 1.0},
 }
-UNUSED_LOCK_KEEPS = (":done", ":fence", ":events", ":stats", ":index")
 
 
 class Stuck(Exception):
@@ -169,7 +169,7 @@ class Arena:
 
     def _check_left(self) -> None:
         client = self.client
-        left = [str(key) for key in client.keys("*") if not str(key).endswith(UNUSED_LOCK_KEEPS)]
+        left = left_behind(client.keys("*"))
         if all(int(task) in self._killed for task in self.lock.queued_tasks()):
             # The seat of a waiter that was killed stays until its inbox expires.
             left = [key for key in left if not key.endswith((":queue", ":waiters"))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import random
 import traceback
@@ -61,6 +62,10 @@ class Contender(Driven):
         """Write as a body would that never looks at its lease: a thread, a child, a queue."""
         answer = self._judge.call("write", holder, token, until=0.0)
         say("wrote", name=name, accepted=answer["accepted"])
+
+    def keep_gil(self, seconds: float) -> None:
+        """A native call that lets no thread of this process run, the guard neither."""
+        ctypes.PyDLL(None).usleep(round(seconds * 1e6))
 
     def fork(self) -> None:
         """A child that finds the manager unusable, and ends; from a holder's point of view nothing happened."""

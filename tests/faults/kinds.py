@@ -9,6 +9,8 @@ from tests.faults.fault import Fault
 _ALL: tuple[type[Fault], ...] = (
     *of_the_server.RESTARTS,
     network.IsolatedHolder,
+    processes.BlockedTooLong,
+    processes.KeepGil,
     processes.BlockedLoop,
     processes.StopHolder,
     processes.StopLoneHolder,

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from aiogpulock import clock
 from tests.faults.arena import Arena, Stuck
 from tests.faults.fault import CLAIM_WINDOW, LEASE, LONG_LEASE, SLACK, Fault
+from tests.faults.zygote import ForkedWorker
 
 
 class KillHolder(Fault):
@@ -104,6 +105,51 @@ class StopLoneHolder(Fault):
             arena.violations.append(f"no loss: token {entry['token']} of pid {victim.pid} woke up past its lease")
             arena.judge.free(entry["holder"])
         return float(arena.next(continued_at, bound=self.bound)["at"] - continued_at)
+
+
+class Overstay(Fault):
+    """The holder cannot notice the end of its lease. Its stale writes are rejected, and it is told when it can be."""
+
+    must_bite = "stale"
+    seconds: ClassVar[float] = LEASE + 0.7
+
+    def cycle(self, arena: Arena) -> float:
+        victim, entry = arena.capture()
+        arena.await_waiters(1)
+        arena.pause(0.1)
+        stuck_at = clock.now()
+        self.stick(victim)
+        entered = arena.next(stuck_at, bound=self.bound, not_by=victim)
+        victim.tell("write", name="blind", holder=entry["holder"], token=entry["token"])
+        if victim.find("lost", timeout=SLACK + self.seconds, token=entry["token"]) is None:
+            arena.violations.append(f"no loss: token {entry['token']} of pid {victim.pid} was stuck past its lease")
+            arena.judge.free(entry["holder"])
+        return float(entered["at"] - stuck_at)
+
+    def stick(self, victim: ForkedWorker) -> None:
+        raise NotImplementedError
+
+
+class KeepGil(Overstay):
+    name, what = (
+        "keep-gil",
+        "a native call keeps the GIL past the lease: declared out of the promise, and shown to overlap",
+    )
+    bound: ClassVar[float] = LEASE + SLACK
+
+    def stick(self, victim: ForkedWorker) -> None:
+        victim.tell("keep_gil", seconds=self.seconds)
+
+
+class BlockedTooLong(Overstay):
+    name, what = "blocked-too-long", "the loop blocked beyond max_stall: the guard gives up, and the next one is let in"
+    max_stall: ClassVar[float] = 0.6
+    seconds: ClassVar[float] = max_stall + LEASE + 0.7
+    bound: ClassVar[float] = max_stall + LEASE + SLACK
+    settings: ClassVar[dict[str, Any]] = {"heartbeat": {"interval": 0.25, "timeout": LEASE, "max_stall": max_stall}}
+
+    def stick(self, victim: ForkedWorker) -> None:
+        victim.tell("block", seconds=self.seconds)
 
 
 class StopWaiter(Fault):

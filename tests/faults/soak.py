@@ -14,8 +14,9 @@ from statistics import mean
 from typing import NamedTuple
 
 from aiogpulock import clock
-from tests.faults.arena import UNUSED_LOCK_KEEPS, Arena
+from tests.faults.arena import Arena
 from tests.faults.zygote import ForkedWorker
+from tests.helpers import left_behind
 from tests.servers import RealServer
 
 TASKS = 3  # of each worker
@@ -47,7 +48,7 @@ def take(arena: Arena) -> Sample:
     for worker in workers:
         worker.tell("sample")
     tasks = sum(worker.said_since("sample", asked_at)["tasks"] for worker in workers)
-    keys = [key for key in arena.client.keys("*") if not str(key).endswith(UNUSED_LOCK_KEEPS)]
+    keys = left_behind(arena.client.keys("*"))
     return Sample(
         keys=len(keys) + arena.client.hlen(arena.lock.key("waiters")),
         connections=sum(info["name"].startswith("aiogpulock") for info in arena.client.client_list()),
