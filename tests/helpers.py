@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -17,6 +18,14 @@ def wait_until(condition: Callable[[], T], *, description: str, timeout: float =
             raise AssertionError(f"not within {timeout} s: {description}; last seen: {value!r}")
         time.sleep(interval)
     return value
+
+
+def process_state(pid: int) -> str:
+    """One letter, as `ps` has it: T for stopped, Z for dead and not yet buried; X if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
 
 
 def left_behind(keys: Iterable[str]) -> list[str]:

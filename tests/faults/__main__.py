@@ -44,7 +44,7 @@ def main() -> int:
     parser.add_argument("--cycles", type=int, help=f"default: {CI_KILLS} of kill-holder, {CI_CYCLES} of each other")
     parser.add_argument("--first", type=int, default=0, help="number of the first cycle, to run one again")
     parser.add_argument("--seed", type=int, default=20261123)
-    parser.add_argument("--jobs", type=int, default=3, help="how many faults are tried side by side")
+    parser.add_argument("--jobs", type=int, default=4, help="how many faults are tried side by side")
     parser.add_argument("--ci", action="store_true", help="the defaults by name: what continuous integration runs")
     parser.add_argument("--json", type=Path, help="write the results there")
     options = parser.parse_args()

@@ -18,6 +18,7 @@ import sys
 from typing import Any, ClassVar
 
 from aiogpulock import clock
+from tests.helpers import process_state
 from tests.register import RegisterClient, RegisterProcess
 
 HOLD: tuple[float, float] = (0.001, 0.008)
@@ -38,11 +39,15 @@ class Inside:
         self.pid: int = message["pid"]
         self.until: float = message["until"]
         self.leave_at = leave_at
+        self.overstayed = False
+        """Others were let in while it was here, past its own deadline."""
         self._reader = reader
 
     @property
     def alive(self) -> bool:
-        return not self._reader.at_eof() and self._reader.exception() is None
+        """The end of its connection may come behind a write that is not read yet: the process itself is asked."""
+        ended = self._reader.at_eof() or self._reader.exception() is not None
+        return not ended and process_state(self.pid) not in "ZX"
 
     def entry(self, at: float) -> Message:
         return {"holder": self.holder, "token": self.token, "pid": self.pid, "at": at}
@@ -56,7 +61,7 @@ class Judge:
         self.highest = 0
         self.stale = 0
         self.overlaps = 0
-        """Declared ones: the older holder's own deadline had passed."""
+        """Declared ones, each older holder once: its own deadline had passed."""
         self.violations: list[str] = []
         self._captor: asyncio.Future[Message] | None = None
         self._captive_pid = 0
@@ -73,7 +78,8 @@ class Judge:
                     f"overlap: {new.token} of pid {new.pid} entered while {other.token} of pid {other.pid} "
                     f"believed to hold for {other.until - now:.3f} s more"
                 )
-            elif other.alive:
+            elif other.alive and not other.overstayed:
+                other.overstayed = True
                 self.overlaps += 1
         accepted = new.token > self.highest
         if accepted:

@@ -17,11 +17,10 @@ import socket
 import subprocess
 import sys
 import traceback
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import tests.faults.contender
-from tests.helpers import wait_until
+from tests.helpers import process_state, wait_until
 from tests.workers import ROOT, Event, Worker
 
 
@@ -120,15 +119,8 @@ class ForkedWorker(Worker):
     def stop(self) -> None:
         """SIGSTOP; returns when the process is stopped."""
         self.signal(signal.SIGSTOP)
-        while _state(self.pid) not in "TtZX":
+        while process_state(self.pid) not in "TtZX":
             select.select([], [], [], 0.001)
-
-
-def _state(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return "X"
 
 
 def _child(config: dict[str, Any], env: dict[str, str], fds: list[int]) -> None:

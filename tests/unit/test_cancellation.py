@@ -7,13 +7,15 @@ import itertools
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 
 import pytest
 import redis
 
-from aiogpulock import GpuLockManager, Lease, LockTimeoutError
+from aiogpulock import GpuLockManager, Lease, LockTimeoutError, ManagerClosedError
 from aiogpulock.scripts import script_command
 from tests.cancellation import Cut, Moment
+from tests.raw_scripts import RawLock
 from tests.servers import RealServer
 from tests.unit.support import eventually, waiters
 
@@ -27,6 +29,10 @@ async def other(redis_url: str) -> AsyncIterator[GpuLockManager]:
     """Another program, as far as Redis can tell."""
     async with GpuLockManager(redis_url, restart_grace=0) as manager:
         yield manager
+
+
+def nothing() -> None:
+    """What happens meanwhile, if nothing does."""
 
 
 class Scene:
@@ -142,10 +148,13 @@ async def test_acquire_of_a_held_lock_that_is_handed_on(
 
 @moments
 @times
-async def test_giving_up_after_max_wait_time(scene: Scene, other: GpuLockManager, moment: Moment, more: int) -> None:
+@pytest.mark.parametrize("granted", [False, True], ids=["still held", "granted just then"])
+async def test_giving_up_after_max_wait_time(
+    scene: Scene, other: GpuLockManager, moment: Moment, more: int, granted: bool
+) -> None:
     for number in itertools.count(1):
         lease = await other.lock(0).acquire()
-        hand_over = scene.hand_over(lease)
+        hand_over = scene.hand_over(lease) if granted else nothing
         scene.go_cold()
         # A cut of the wait itself would be one of the tests above: the grant comes while it gives up.
         cut = Cut(number, moment, more=more, meanwhile=hand_over)
@@ -210,6 +219,24 @@ async def test_a_beat_of_the_heartbeat(scene: Scene, moment: Moment) -> None:
 
 
 @moments
+async def test_a_beat_that_must_re_assert(scene: Scene, moment: Moment) -> None:
+    for number in itertools.count(1):
+        lease = await scene.manager.lock(0).acquire()
+        scene.client.delete(*KEYS)
+        cut = Cut(number, moment)
+        task = asyncio.create_task(_await(cut(scene.manager.parts.heartbeat._beat())))
+        reached = await ended(task, cut)
+        assert await scene.manager.parts.heartbeat._beat(), "the next beat settles it"
+        assert scene.client.get("gpu_lock:0") == f"locked_by_{lease.task_name}:{lease.holder_id}"
+        lease.check()
+        await lease.release()
+        await scene.left_nothing(f"await {number}")
+        if not reached:
+            break
+    assert number > 2
+
+
+@moments
 async def test_the_start_of_a_manager(own_server: RealServer, moment: Moment) -> None:
     with own_server.client() as client:
         for number in itertools.count(1):
@@ -246,6 +273,36 @@ async def test_the_close_of_a_manager_that_holds_waits_and_beats(
             for lease in leases:
                 with suppress(Exception):
                     await lease.release()
+            if not reached:
+                break
+    assert number > 2
+
+
+@moments
+@times
+@pytest.mark.parametrize("granted", [False, True], ids=["still held", "granted just then"])
+async def test_the_close_of_a_manager_with_waiters(
+    own_server: RealServer, moment: Moment, more: int, granted: bool
+) -> None:
+    before = set(asyncio.all_tasks())
+    with own_server.client() as client:
+        lock = RawLock(client)
+        for number in itertools.count(1):
+            holder = f"holder {number}"
+            hand_over = partial(lock.release, holder, lock.hold(holder))
+            manager = GpuLockManager(own_server.url, restart_grace=0)
+            await manager.started()
+            waiting = [asyncio.create_task(manager.lock(0).acquire()) for _ in range(2)]
+            await eventually(lambda manager=manager: _waits(manager), description="a waiter in its seat")
+            cut = Cut(number, moment, more=more, meanwhile=hand_over if granted else nothing)
+            task = asyncio.create_task(_await(cut(manager.close())))
+            reached = await ended(task, cut)
+            await asyncio.wait(waiting)
+            assert {type(waiter.exception()) for waiter in waiting} == {ManagerClosedError}
+            assert asyncio.all_tasks() <= before, f"a task is left after await {number}"
+            hand_over()
+            assert [key for key in KEYS if client.exists(key)] == [], f"left after await {number}"
+            await _nobody_connected(client)
             if not reached:
                 break
     assert number > 2
