@@ -9,7 +9,11 @@ from typing import Any
 
 import click
 
-VERBS = ("run", "demo")
+VERBS = ("run", "status", "queue", "history", "wait", "release", "demo")
+
+
+INTERRUPTED = 130
+"""The exit status after Ctrl-C."""
 
 
 class Verbs(click.Group):
@@ -35,6 +39,8 @@ class Verbs(click.Group):
 
             complain(str(error))
             sys.exit(status_of(error))
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
 
 
 def complain(text: str) -> None:

@@ -58,3 +58,8 @@ def target_options(command: F) -> F:
     for name, metavar, text in reversed(_TARGET_OPTIONS):
         decorated = click.option(name, metavar=metavar, help=text)(decorated)
     return decorated  # type: ignore[no-any-return]
+
+
+def json_option(command: F) -> F:
+    """--json, given to the command as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")(command)

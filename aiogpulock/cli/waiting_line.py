@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
-from aiogpulock.cli.words import duration, ordinal, plain, who
+from aiogpulock.cli.lock_words import holder_words
+from aiogpulock.cli.words import duration, ordinal, plain
 from aiogpulock.errors import GpuLockError
 from aiogpulock.history import expected_wait, typical_hold
 from aiogpulock.liveness import this_process
@@ -45,16 +46,6 @@ class Place(NamedTuple):
         return " · ".join(parts)
 
 
-def holder_words(lock: LockSnapshot, held_for: float | None) -> str:
-    """held by alice@h1 pid 812 "train.py" 2m10s."""
-    if lock.foreign:
-        return f'held by another program: "{plain(lock.value or "")}"'
-    if lock.task_name is None:
-        return "held by nobody"
-    since = f" {duration(held_for)}" if held_for is not None else ""
-    return f'held by {who(lock.user, lock.host, lock.pid)} "{plain(lock.task_name)}"{since}'
-
-
 @asynccontextmanager
 async def show_waiting(manager: GpuLockManager, gpu: str) -> AsyncIterator[None]:
     """Show the line while the body waits, on stderr, if that is a terminal."""
@@ -79,21 +70,20 @@ async def _show(manager: GpuLockManager, gpu: str) -> None:
             if time.monotonic() >= next_look:
                 next_look = time.monotonic() + LOOK_EVERY
                 with suppress(GpuLockError):
-                    place = await _look(manager) or place
+                    place = await _look(manager, gpu) or place
             _write(place.line(gpu, time.monotonic()) if place else f"waiting for gpu {plain(gpu)}")
             await asyncio.sleep(1)
     finally:
         _write("")
 
 
-async def _look(manager: GpuLockManager) -> Place | None:
-    """Find this process in a queue, whatever key its GPU is locked under."""
+async def _look(manager: GpuLockManager, gpu: str) -> Place | None:
+    """Find this process in the queue."""
     me = this_process().host, os.getpid()
-    for lock in await manager.status():
-        for position, waiter in enumerate(lock.queue, start=1):
-            if (waiter.host, waiter.pid) == me:
-                history = await manager.history(lock.gpu_id)
-                return Place(lock, position, typical_hold(history), time.monotonic())
+    lock = await manager.scripts.snapshot(await manager.keys_of(gpu))
+    for position, waiter in enumerate(lock.queue, start=1):
+        if (waiter.host, waiter.pid) == me:
+            return Place(lock, position, typical_hold(await manager.history(gpu)), time.monotonic())
     return None
 
 

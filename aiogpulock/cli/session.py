@@ -1,0 +1,44 @@
+"""A verb's short life with a manager."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from aiogpulock.cli.options import Target
+from aiogpulock.manager import GpuLockManager
+from aiogpulock.models import LockSnapshot
+
+T = TypeVar("T")
+
+SCHEMA = 1
+"""Of what ``--json`` prints; a field that goes or changes its meaning makes it 2."""
+
+
+def with_manager(target: Target, work: Callable[[GpuLockManager], Awaitable[T]]) -> T:
+    """Run `work`, which only looks, with a started manager, and close it. Raises what the library raises."""
+    logging.getLogger("aiogpulock.gpu").setLevel(logging.ERROR)  # who has no NVML need not hear it from every look
+
+    async def main() -> T:
+        async with target.manager() as manager:
+            return await work(manager)
+
+    return asyncio.run(main())
+
+
+async def look_at(manager: GpuLockManager, gpus: Sequence[str]) -> list[LockSnapshot]:
+    """The locks of these GPUs, or every known one. Raises `InvalidGpuError`, `RedisUnavailableError`."""
+    if not gpus:
+        return await manager.status()
+    return [await manager.scripts.snapshot(await manager.keys_of(gpu)) for gpu in gpus]
+
+
+def print_json(**content: Any) -> None:
+    """One object on stdout, with the version of its schema."""
+    data = msgspec.json.format(msgspec.json.encode({"schema": SCHEMA, **content}), indent=2)
+    sys.stdout.write(data.decode() + "\n")

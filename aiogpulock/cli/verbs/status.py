@@ -1,0 +1,57 @@
+"""``aiogpulock status``: who has which GPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from aiogpulock.cli.options import Target, json_option, target_options
+
+if TYPE_CHECKING:
+    from aiogpulock.models import LockSnapshot
+
+
+@click.command()
+@click.argument("gpus", nargs=-1, metavar="[GPU]...")
+@json_option
+@target_options
+def command(gpus: tuple[str, ...], as_json: bool, target: Target) -> None:
+    """Show who holds which GPU, and how many wait.
+
+    Without GPU, every lock that is known. States: free, held, handing over, draining (its memory is not back yet),
+    foreign (another program's value), dead (its processes have ended), expired (no sign of life for a whole lease).
+    """
+    from aiogpulock.cli.lock_words import gpu_names
+    from aiogpulock.cli.session import look_at, print_json, with_manager
+    from aiogpulock.manager import GpuLockManager
+
+    async def work(manager: GpuLockManager) -> None:
+        locks = await look_at(manager, gpus)
+        if as_json:
+            print_json(server=manager.server, locks=locks)
+            return
+        name = await gpu_names(manager, locks)
+        if locks:
+            _show(locks, [name(lock.gpu_id) for lock in locks])
+        else:
+            click.echo("no lock was used yet", err=True)
+
+    with_manager(target, work)
+
+
+def _show(locks: list[LockSnapshot], names: list[str]) -> None:
+    from aiogpulock.cli.lock_words import STYLES, state_of
+    from aiogpulock.cli.tables import Cell, make_console, make_table
+    from aiogpulock.cli.words import duration, who
+
+    def row(lock: LockSnapshot, name: str) -> tuple[Cell, ...]:
+        state = state_of(lock)
+        age = duration(lock.age) if lock.age is not None and state != "free" else ""
+        task = lock.value if lock.foreign else lock.task_name
+        holder = who(lock.user, lock.host, lock.pid)
+        return name, (state, STYLES.get(state, "")), age, task or "", holder, str(lock.waiters)
+
+    rows = [row(lock, name) for lock, name in zip(locks, names, strict=True)]
+    heads = ("GPU", "STATE", ">FOR", "TASK", "HOLDER", ">WAITING")
+    make_console().print(make_table(heads, rows, gives_way=["TASK"]))

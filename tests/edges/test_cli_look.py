@@ -1,0 +1,136 @@
+"""The verbs that look at locks, and the one that takes one away."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+import redis
+
+from tests.edges.shell import Shell, ended, read_until
+from tests.edges.terminal import Terminal
+from tests.helpers import wait_until
+
+HOLD = "echo in; exec sleep 100"
+NASTY = "tr\x1b[31main\u202e.py"
+
+
+def told(shell: Shell, *words: str) -> Any:
+    done = shell.run(*words, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stdout)
+
+
+def test_status_tells_who_has_what(shell: Shell, redis_cleanup: redis.Redis) -> None:
+    nothing = shell.run("status")
+    assert (nothing.returncode, nothing.stdout, nothing.stderr) == (0, "", "no lock was used yet\n")
+    assert told(shell, "status") == {"schema": 1, "server": shell.env["REDIS_URL"], "locks": []}
+
+    holder = shell.start("run", "--name", NASTY, "--", "sh", "-c", HOLD)
+    read_until(holder, "in")
+    redis_cleanup.set("gpu_lock:1", "locked_by_old program", px=60_000)
+    redis_cleanup.zadd("{gpu_lock}:index", {"1": 1})
+    seen = told(shell, "status")["locks"]
+
+    assert [(lock["gpu_id"], lock["phase"], lock["pid"], lock["foreign"]) for lock in seen] == [
+        ("0", "held", holder.pid, False),
+        ("1", None, None, True),
+    ]
+    lines = shell.run("status").stdout.splitlines()
+    assert re.fullmatch(r"GPU +STATE +FOR +TASK +HOLDER +WAITING *", lines[0])
+    assert re.fullmatch(rf"0 +held +\d+s +tr.\[31main.\.py +\S+@\S+ pid {holder.pid} +0 *", lines[1])
+    assert re.fullmatch(r"1 +foreign +locked_by_old program +0 *", lines[2])
+    assert "\x1b" not in "".join(lines)
+    holder.kill()
+    wait_until(lambda: len(shell.marked()) == 0, description="nothing of it is left")
+    assert re.search(r"^0 +dead ", shell.run("status", "0").stdout, re.MULTILINE)
+    assert shell.run("wait").returncode == 0  # whoever asks gets it
+    assert shell.run("run", "--", "true").returncode == 0
+    redis_cleanup.delete("gpu_lock:1")
+
+
+def test_queue_and_history_tell_what_is_to_come_and_what_was(shell: Shell, redis_cleanup: redis.Redis) -> None:
+    assert shell.run("history").stderr == "gpu 0 has no history yet\n"
+    assert shell.run("run", "--name", "first", "--", "sleep", "0.3").returncode == 0
+    holder = shell.start("run", "--name", "second", "--", "sh", "-c", HOLD)
+    read_until(holder, "in")
+    empty = shell.run("queue")
+    assert (empty.stdout, empty.stderr.splitlines()[-1]) == ("", "nobody waits")
+    waiter = shell.start("run", "--name", "third", "--", "true")
+    wait_until(lambda: redis_cleanup.zcard("{gpu_lock:0}:queue") == 1, description="it waits")
+
+    queue = shell.run("queue")
+    assert re.fullmatch(rf'gpu 0 · held by \S+@\S+ pid {holder.pid} "second" \d+s · usual hold 0s\n', queue.stderr)
+    assert re.fullmatch(rf"1 +third +\S+ pid {waiter.pid} +\d+s +~0s *", queue.stdout.splitlines()[1])
+    seen = told(shell, "queue")
+    assert [entry["pid"] for entry in seen["lock"]["queue"]] == [waiter.pid]
+    assert 0.2 < seen["typical_hold"] < 5
+    assert len(seen["expected_waits"]) == 1
+
+    holder.terminate()
+    assert ended(holder)[0] == 143
+    assert ended(waiter)[0] == 0
+    history = shell.run("history", "--limit", "2")
+    assert [line.split()[2:4] for line in history.stdout.splitlines()[1:]] == [
+        ["released", "third"],
+        ["released", "second"],
+    ]
+    assert [event["reason"] for event in told(shell, "history")["events"]] == ["normal", "exception", "normal"]
+
+
+def test_wait_waits_and_takes_nothing(shell: Shell, redis_cleanup: redis.Redis) -> None:
+    assert shell.run("wait").returncode == 0
+    holder = shell.start("run", "--name", "asr", "--", "sh", "-c", HOLD)
+    read_until(holder, "in")
+    late = shell.run("wait", "--timeout", "0.2")
+    assert late.returncode == 75
+    assert re.fullmatch(r'aiogpulock: gpu 0 is not free after 0\.2 s: held by \S+ pid \d+ "asr" \d+s\n', late.stderr)
+
+    waiting = shell.start("wait", "0")
+    with pytest.raises(Exception, match="timed out"):
+        waiting.wait(1)
+    holder.terminate()
+    assert ended(waiting) == (0, "", "")
+    ended(holder)
+    assert redis_cleanup.hget("{gpu_lock:0}:stats", "acquisitions") == "1"
+
+
+def test_release_ends_the_holder_that_it_saw(shell: Shell, redis_cleanup: redis.Redis) -> None:
+    free = shell.run("release", "0", "--force")
+    assert (free.returncode, free.stderr) == (1, "aiogpulock: nobody holds gpu 0\n")
+    holder = shell.start("run", "--name", "asr", "--", "sh", "-c", HOLD)
+    read_until(holder, "in")
+    successor = shell.start("run", "--name", "next", "--", "sh", "-c", HOLD)
+    wait_until(lambda: redis_cleanup.zcard("{gpu_lock:0}:queue") == 1, description="it waits")
+
+    assert shell.run("release", "0").returncode == 2  # there is no terminal to ask on
+    other = shell.run("release", "0", "--force", "--holder", "somebody")
+    assert other.returncode == 1
+    assert re.fullmatch(r'aiogpulock: gpu 0 is held by .* "asr" \d+s, not by somebody\n', other.stderr)
+    with Terminal(shell.env) as terminal:
+        terminal.type("aiogpulock release 0 --reason stuck\n")
+        asked = terminal.until(r"Take it away\? \[y/N\]: ")
+        assert re.search(r'gpu 0 is held by \S+ pid \d+ "asr" \d+s', asked)
+        terminal.type("n\n")
+        terminal.until("Aborted!")
+        terminal.type("aiogpulock release 0 --reason stuck\n")
+        terminal.until(r"Take it away\? \[y/N\]: ")
+        terminal.type("y\n")
+        terminal.until("gpu 0 is released")
+
+    read_until(successor, "in")
+    assert ended(holder)[0] == 76
+    event = told(shell, "history")["events"][0]
+    assert (event["event"], event["task_name"], event["reason"]) == ("forced", "asr", "forced")
+    assert event["actor"].endswith("(stuck)")
+    successor.terminate()
+    ended(successor)
+
+
+def test_a_pipe_that_ends_is_no_error(shell: Shell, redis_cleanup: redis.Redis) -> None:
+    assert shell.run("run", "--", "true").returncode == 0
+    with Terminal(shell.env) as terminal:
+        terminal.type("aiogpulock history | true; aiogpulock status | head -1; echo en''d\n")
+        assert "Traceback" not in terminal.until("end")
