@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from aiogpulock.errors import QueueFullError as QueueFullError
     from aiogpulock.errors import RedisUnavailableError as RedisUnavailableError
     from aiogpulock.errors import ServerTooOldError as ServerTooOldError
+    from aiogpulock.gpu.memory import MemoryReport as MemoryReport
     from aiogpulock.gpu.records import Gpu as Gpu
     from aiogpulock.gpu.records import NvmlError as NvmlError
     from aiogpulock.lease import Lease as Lease
@@ -50,6 +51,7 @@ _HOMES = {
     "GpuLockManager": "manager",
     "GpuLockMonitor": "monitor",
     "Lease": "lease",
+    "MemoryReport": "gpu.memory",
     "NvmlError": "gpu.records",
     "Settings": "config",
     "gpu_lock": "api",

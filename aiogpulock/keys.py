@@ -24,6 +24,7 @@ class LockKeys:
     release_channel: str
     index: str
     events: str
+    fence: str
     script_keys: tuple[bytes, ...]
     """KEYS of every script, in the order of ``lua/prelude.lua``."""
 
@@ -38,6 +39,7 @@ def lock_keys(gpu_id: str, namespace: str) -> LockKeys:
         release_channel=f"{namespace}:{lock}",
         index=index_key(namespace),
         events=f"{{{lock}}}:events",
+        fence=f"{{{lock}}}:fence",
         script_keys=(lock.encode(), *(f"{{{lock}}}:{part}".encode() for part in parts)),
     )
 

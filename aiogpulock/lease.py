@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 from aiogpulock import clock
 from aiogpulock.errors import LeaseLostError
+from aiogpulock.gpu.memory import MemoryReport
 from aiogpulock.gpu.records import Gpu
 from aiogpulock.keys import LockKeys
 from aiogpulock.scripts import LeaseTerms, Terms
@@ -67,6 +68,7 @@ class Hold:
         self.loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self.lost_reason: str | None = None
+        self.memory_report: MemoryReport | None = None
         self.revocation = ""
         """The reason that a message gave for a revocation, until a beat confirms it."""
         self._state: State = "held"
@@ -224,6 +226,14 @@ class Lease:
         """Seconds between `deadline` and the moment when Redis may grant the lock to another."""
         terms = self._hold.terms
         return terms.lease.lease_ms / 1000 - terms.local_lease
+
+    @property
+    def memory_report(self) -> MemoryReport | None:
+        """What became of the GPU's memory after the release; None until that is known, and under policy ``off``.
+
+        Under ``report`` it comes after the release: some ms, or up to `gpu_memory.settle_time`.
+        """
+        return self._hold.memory_report
 
     @property
     def lost_reason(self) -> str | None:

@@ -60,11 +60,14 @@ async def leave(manager: GpuLockManager, hold: Hold, reason: str, clean_up: Clea
             await _clean_up(manager, hold, clean_up)
     finally:
         hold.begin_release()
+        released: Released | None = None
         try:
             released = await finish(lambda: _release(manager, hold, reason))
         finally:
             hold.end_release()
             manager.forget(hold)
+            in_order = hold.lost_reason is None and (released is None or released.ok)
+            manager.caretaker.end(hold, in_order=in_order)
     return released
 
 

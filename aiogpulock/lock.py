@@ -10,7 +10,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
-from aiogpulock.acquisition import Acquisition, Wish
+from aiogpulock.acquisition import Wish
+from aiogpulock.admission import admitted
 from aiogpulock.body import Body, raise_loss
 from aiogpulock.config import LockSettings
 from aiogpulock.errors import ConfigError, LeaseLostError
@@ -90,7 +91,7 @@ class GpuLock:
         keys = lock_keys(gpu.id, manager.namespace)
         await manager.index(keys)
         wish = Wish(keys, gpu, settings, self._task_name or _task_name(owner), self._priority, owner)
-        hold = await Acquisition(manager, wish).run()
+        hold = await admitted(manager, wish)
         return self._lease(manager, hold)
 
     def _settings(self, manager: GpuLockManager) -> LockSettings:

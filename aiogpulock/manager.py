@@ -15,6 +15,7 @@ import msgspec
 
 from aiogpulock import signals
 from aiogpulock.audit import AuditLog
+from aiogpulock.caretaker import Caretaker
 from aiogpulock.config import LockSettings, Settings, SettingsSource
 from aiogpulock.errors import (
     GpuLockError,
@@ -261,6 +262,10 @@ class GpuLockManager:
     @property
     def inbox(self) -> Inbox:
         return self.parts.inbox
+
+    @property
+    def caretaker(self) -> Caretaker:
+        return self.parts.caretaker
 
     @property
     def running_loop(self) -> asyncio.AbstractEventLoop:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from aiogpulock.caretaker import Caretaker
 from aiogpulock.config import Settings
 from aiogpulock.errands import Errands
 from aiogpulock.gpu.aliases import Aliases
@@ -76,6 +77,7 @@ class Parts:
             connect_timeout=manager.connect_timeout,
             connected=lambda: self.inbox.healthy,
         )
+        self.caretaker = Caretaker(shared(), self.urgent, self.errands)
         self._manager = manager
         self._urgent_client = urgent
         self._guard: Guard | None = None
@@ -122,6 +124,7 @@ class Parts:
     async def close(self) -> None:
         for room in self.rooms.values():
             room.close()
+        await self.caretaker.close()
         await self.errands.close()
         await self.heartbeat.close()
         await self.inbox.close()

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -28,6 +28,9 @@ from aiogpulock.models import (
     Waiting,
 )
 from aiogpulock.redis_client import RedisClient, ScriptMissingError
+
+if TYPE_CHECKING:
+    from aiogpulock.gpu.memory import MemoryReport
 
 AcquireReply = Held | Waiting | Refused | Finished | Stale
 
@@ -161,6 +164,20 @@ class Scripts:
     async def count(self, keys: LockKeys, batch: str, counters: Mapping[str, int]) -> None:
         """Add counters to the shared ones, once per batch id."""
         await self._run("count", keys, Terms(0, 0), batch, *(part for item in counters.items() for part in item))
+
+    async def verdict(self, keys: LockKeys, holder_id: str, token: int, task: str, report: MemoryReport) -> None:
+        """Note what became of a holder's memory. Once per holder."""
+        figures = {"bytes": report.bytes, "seconds": report.seconds, "samples": len(report.samples)}
+        told = [part for name, value in figures.items() if value is not None for part in (name, value)]
+        verdict_id = f"{holder_id}:memory"
+        await self._run(
+            "verdict", keys, Terms(0, 0), verdict_id, holder_id, token, task, report.status, report.reason, *told
+        )
+
+    async def granted_since(self, keys: LockKeys, token: int) -> bool:
+        """Whether anybody was granted the lock after the holder of `token` had released it; True if Redis forgot."""
+        fence = await self._client.execute("HGET", keys.fence, "token")
+        return fence is None or int(fence) > token + 1
 
     async def snapshot(self, keys: LockKeys) -> LockSnapshot:
         """The lock at one moment; writes nothing."""

@@ -1,11 +1,19 @@
 """Settings: `settings` has the records, `schema` checks values, `sources` finds them, `values` reads sizes and URLs."""
 
-from aiogpulock.config.settings import CleanupSettings, LockSettings, MonitorSettings, Settings, override_monitor
+from aiogpulock.config.settings import (
+    CleanupSettings,
+    GpuMemorySettings,
+    LockSettings,
+    MonitorSettings,
+    Settings,
+    override_monitor,
+)
 from aiogpulock.config.sources import SettingsSource, load_settings
 from aiogpulock.config.values import redact_url
 
 __all__ = [
     "CleanupSettings",
+    "GpuMemorySettings",
     "LockSettings",
     "MonitorSettings",
     "Settings",

@@ -27,9 +27,19 @@ LOOK_EVERY = 1.0
 _PREFIX = "AIOGPULOCK_"
 _URL = "gpu_lock.redis.url"
 # CONFIG and REDIS_URL have rules of their own; GPU and TOKEN are what a holder tells its child process;
-# BOOT_ID, EMBEDDED_DIR and SERVER_TOKEN are read where they matter.
+# BOOT_ID, NVML_PIDS, EMBEDDED_DIR and SERVER_TOKEN are read where they matter.
 _RESERVED = frozenset(
-    f"{_PREFIX}{name}" for name in ("CONFIG", "REDIS_URL", "GPU", "TOKEN", "BOOT_ID", "EMBEDDED_DIR", "SERVER_TOKEN")
+    f"{_PREFIX}{name}"
+    for name in (
+        "CONFIG",
+        "REDIS_URL",
+        "GPU",
+        "TOKEN",
+        "BOOT_ID",
+        "NVML_PIDS",
+        "EMBEDDED_DIR",
+        "SERVER_TOKEN",
+    )
 )
 _KNOWN = SCHEMA.types.keys() | SCHEMA.records.keys()
 _NOTHING: Mapping[str, object] = MappingProxyType({})

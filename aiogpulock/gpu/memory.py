@@ -43,8 +43,10 @@ class MemorySample(msgspec.Struct, frozen=True):
     """The lock is somebody's again, who may allocate."""
 
     @property
-    def unattributed(self) -> int:
-        """In use, and by no listed process: of one that has just died, for example."""
+    def unattributed(self) -> int | None:
+        """In use, and by no listed process: of one that has just died, for example. None: some have no figure."""
+        if any(process.bytes is None for process in self.others):
+            return None
         return self.used - (self.own or 0) - _sum(self.others)
 
 
@@ -56,6 +58,10 @@ class Baseline(msgspec.Struct, frozen=True):
     total: int
     steady: bool | None = None
     """A second look found nothing draining; None: there was none."""
+    doubt: str = ""
+    """Why memory of this hold may be counted here: then only what the process had `idle` tells that it is back."""
+    idle: int = 0
+    """Bytes of the holder's processes when they last had no hold."""
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -98,6 +104,12 @@ class Look(msgspec.Struct, frozen=True):
     before: int | None
     now: int | None
     foreign: tuple[ProcessMemory, ...] = ()
+    for_good: bool = False
+    """Unverifiable, and no later look can change it."""
+
+    @property
+    def is_back(self) -> bool:
+        return self.status in _BACK
 
 
 def sample_of(reading: MemoryReading, pids: frozenset[int] | None, *, next_holder: bool = False) -> MemorySample:
@@ -130,15 +142,30 @@ def look(baseline: Baseline, sample: MemorySample, terms: Terms) -> Look:
     before, now = baseline.sample.own, sample.own
     told = baseline.sample.tells or sample.tells or sample.used <= IDLE_BYTES  # an empty list proves nothing
     if before is not None and now is not None and told:
-        return _own(before, now, terms, _foreign(baseline, sample, terms))
-    if sample.next_holder:
-        return Look("unverifiable", "next holder active, and NVML gives no figures per process", None, None, None)
-    return _whole_device(baseline, sample, terms)
+        verdict = _own(before, now, terms, _foreign(baseline, sample, terms), _orphaned(baseline, sample))
+    elif sample.next_holder:
+        reason = "next holder active, and NVML gives no figures per process"
+        return Look("unverifiable", reason, None, None, None, for_good=True)
+    else:
+        verdict = _whole_device(baseline, sample, terms)
+    if baseline.doubt and verdict.status in (*_BACK, "foreign") and not _as_idle(baseline, sample, terms):
+        left, before, now, foreign = verdict.left, verdict.before, verdict.now, verdict.foreign
+        return Look("unverifiable", baseline.doubt, left, before, now, foreign, for_good=True)
+    return verdict
 
 
-def _own(before: int, now: int, terms: Terms, foreign: tuple[ProcessMemory, ...]) -> Look:
+def _as_idle(baseline: Baseline, sample: MemorySample, terms: Terms) -> bool:
+    """The holder's processes have no more than when they last had no hold."""
+    room = terms.tolerance + (0 if baseline.idle else terms.context)
+    return sample.own is not None and sample.own <= baseline.idle + room
+
+
+def _own(before: int, now: int, terms: Terms, foreign: tuple[ProcessMemory, ...], orphaned: int) -> Look:
     left = max(0, now - before)
     warm = before > 0
+    if orphaned > terms.tolerance:
+        reason = f"{_mib(orphaned)} more than before are in use by no living process"
+        return Look("not_freed", reason, left + orphaned, before, now, foreign)
     if left > terms.tolerance + (0 if warm else terms.context):
         return Look("not_freed", f"the process keeps {_mib(left)} more than before", left, before, now, foreign)
     if foreign:
@@ -153,7 +180,7 @@ def _gone(baseline: Baseline, sample: MemorySample, terms: Terms) -> Look:
     """The holder's processes have ended: they are on no list, and the driver gives their memory back by and by."""
     if sample.own_listed:
         return Look("not_freed", "a process of the holder is still on the GPU", sample.own, 0, sample.own)
-    if _explained(sample, terms):
+    if sample.unattributed is not None and sample.unattributed <= terms.tolerance:
         return Look("freed", "what is in use belongs to other processes", 0, baseline.sample.used, sample.used)
     if sample.next_holder:
         return Look("unverifiable", "next holder active, and memory of no listed process in use", None, None, None)
@@ -182,9 +209,12 @@ def _whole_device(baseline: Baseline, sample: MemorySample, terms: Terms) -> Loo
     return say("freed", "the device is back at the baseline")
 
 
-def _explained(sample: MemorySample, terms: Terms) -> bool:
-    """What is in use now belongs to listed processes, so that nothing can be hidden behind what drained meanwhile."""
-    return sample.unattributed <= terms.tolerance
+def _orphaned(baseline: Baseline, sample: MemorySample) -> int:
+    """What processes left that have ended, such as children of the holder; the next holder's are its own affair."""
+    before, now = baseline.sample.unattributed, sample.unattributed
+    if sample.next_holder or before is None or now is None:
+        return 0
+    return max(0, now - max(0, before))
 
 
 def _foreign(baseline: Baseline, sample: MemorySample, terms: Terms) -> tuple[ProcessMemory, ...]:
@@ -201,9 +231,10 @@ _WORSE: tuple[Status, ...] = (*_BACK, "unverifiable", "foreign", "not_freed")
 
 
 def settled(looks: Sequence[Look]) -> Look | None:
-    """The verdict before the time is over: enough looks in a row say that the memory is back."""
+    """The verdict before the time is over: enough looks in a row say that the memory is back, or that nothing can."""
     last = looks[-PASSES:]
-    return _worst(last) if len(last) == PASSES and all(one.status in _BACK for one in last) else None
+    sure = all(one.is_back for one in last) or all(one.for_good for one in last)
+    return _worst(last) if len(last) == PASSES and sure else None
 
 
 def final(looks: Sequence[Look]) -> Look:

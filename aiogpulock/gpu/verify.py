@@ -39,19 +39,20 @@ class Reader(Protocol):
 
 
 def own_pids() -> frozenset[int] | None:
-    """This process as NVML numbers it; None inside a container, where NVML shows the host's pids or none."""
-    try:
-        if Path("/proc/self/ns/pid").stat().st_ino != _INITIAL_PID_NAMESPACE:
-            return None
-    except OSError:
+    """This process as NVML numbers it; None inside a container, where NVML shows the host's pids or none.
+
+    ``AIOGPULOCK_NVML_PIDS=same`` says that NVML sees the pids that this program sees.
+    """
+    if os.environ.get("AIOGPULOCK_NVML_PIDS") != "same" and not _in_the_initial_namespace():
         return None
     return frozenset({os.getpid()})
 
 
-async def take_baseline(nvml: Reader, uuid: str, pids: frozenset[int] | None) -> Baseline:
-    """Look at the device as the lease begins. Raises `NvmlError`."""
-    reading = await nvml.read(uuid)
-    return Baseline(sample_of(reading, pids), reading.version, reading.total)
+def _in_the_initial_namespace() -> bool:
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino == _INITIAL_PID_NAMESPACE
+    except OSError:
+        return False
 
 
 async def watch_baseline(
@@ -67,6 +68,12 @@ async def watch_baseline(
     return Baseline(baseline.sample, baseline.version, baseline.total, verdict)
 
 
+async def first_look(nvml: Reader, uuid: str, pids: frozenset[int] | None) -> Baseline:
+    """Look at the device as a lease begins. Raises `NvmlError`."""
+    reading = await nvml.read(uuid, processes=pids is not None)
+    return Baseline(sample_of(reading, pids), reading.version, reading.total)
+
+
 def unverifiable(gpu: str, reason: str) -> MemoryReport:
     """The report where nobody could look."""
     return MemoryReport(gpu=gpu, status="unverifiable", reason=reason)
@@ -77,41 +84,71 @@ def skipped(gpu: str, reason: str) -> MemoryReport:
     return MemoryReport(gpu=gpu, status="skipped", reason=reason)
 
 
-async def verify(
-    nvml: Reader,
-    gpu: str,
-    uuid: str,
-    pids: frozenset[int] | None,
-    baseline: Baseline,
-    terms: Terms,
-    *,
-    next_holder: Callable[[], bool] = lambda: False,
-    same_process: Callable[[], bool] = lambda: False,
-    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-) -> MemoryReport:
-    """Look until the memory is back, twice in a row, or `terms.settle_time` is over. Never raises but for cancellation.
+async def _nobody() -> bool:
+    return False
 
-    `next_holder` answers whether the lock has been granted again, `same_process` whether to this process: its memory
-    then is the new hold's as well.
+
+class Verification:
+    """Looks at a device until its memory is back, twice in a row, or `terms.settle_time` is over.
+
+    `granted` answers whether the lock has been granted to anybody since; it is asked only if a look is not good.
+    `ended` gives the reason why a verdict means nothing any more, or an empty text: this process holds the lock again,
+    for one.
     """
-    released_at = clock.now()
-    samples: list[MemorySample] = []
-    looks: list[Look] = []
-    pause = FIRST_PAUSE
-    while True:
-        if same_process():
-            return skipped(gpu, "same process: it holds the lock again, and its memory is the new hold's too")
-        try:
-            reading = await nvml.read(uuid, version=baseline.version)
-        except NvmlError as error:
-            return unverifiable(gpu, f"{error.status}: {error}")
-        sample = sample_of(reading, pids, next_holder=next_holder())
-        samples.append(sample)
-        looks.append(look(baseline, sample, terms))
-        verdict = settled(looks)
-        if verdict is None and len(looks) >= PASSES and clock.now() - released_at >= terms.settle_time:
-            verdict = final(looks)
-        if verdict is not None:
-            return report(gpu, verdict, samples, terms, released_at)
-        await sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311
-        pause = min(pause * GROWTH, LONGEST_PAUSE)
+
+    def __init__(
+        self,
+        nvml: Reader,
+        gpu: str,
+        uuid: str,
+        pids: frozenset[int] | None,
+        terms: Terms,
+        *,
+        granted: Callable[[], Awaitable[bool]] = _nobody,
+        ended: Callable[[], str] = str,
+    ) -> None:
+        self._nvml = nvml
+        self._gpu = gpu
+        self._uuid = uuid
+        self._pids = pids
+        self._terms = terms
+        self._granted = granted
+        self._ended = ended
+        self._next_holder = False
+        self._samples: list[MemorySample] = []
+
+    @property
+    def last_own(self) -> int | None:
+        """What the holder's processes used at the last look."""
+        return self._samples[-1].own if self._samples else None
+
+    async def run(self, baseline: Baseline) -> MemoryReport:
+        """The verdict. Never raises but for cancellation."""
+        begun = clock.now()
+        looks: list[Look] = []
+        pause = FIRST_PAUSE
+        while True:
+            if reason := self._ended():
+                return skipped(self._gpu, reason)
+            try:
+                looks.append(await self._look(baseline))
+            except NvmlError as error:
+                return unverifiable(self._gpu, f"{error.status}: {error}")
+            verdict = settled(looks)
+            if verdict is None and len(looks) >= PASSES and clock.now() - begun >= self._terms.settle_time:
+                verdict = final(looks)
+            if verdict is not None:
+                return report(self._gpu, verdict, self._samples, self._terms, begun)
+            await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311
+            pause = min(pause * GROWTH, LONGEST_PAUSE)
+
+    async def _look(self, baseline: Baseline) -> Look:
+        reading = await self._nvml.read(self._uuid, processes=self._pids is not None, version=baseline.version)
+        sample = sample_of(reading, self._pids, next_holder=self._next_holder)
+        found = look(baseline, sample, self._terms)
+        if not found.is_back and not self._next_holder and await self._granted():
+            self._next_holder = True  # asked after the reading: whoever allocated before it was granted by now
+            sample = sample_of(reading, self._pids, next_holder=True)
+            found = look(baseline, sample, self._terms)
+        self._samples.append(sample)
+        return found

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
+import redis
 
+from aiogpulock import GpuLockManager
 from aiogpulock.gpu.nvml import shared
+from tests.gpu.processes import Told
 from tests.helpers import wait_until
 from tests.nvml_sim import Simulation, build
+from tests.servers import RealServer
 
 
 @pytest.fixture(scope="session")
@@ -22,11 +29,32 @@ def driver_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sim(driver_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulation]:
-    """Two idle GPUs of 80 GiB."""
+    """Two idle GPUs of 80 GiB. NVML numbers processes as the tests do, also where these run in a container."""
     simulation = Simulation(tmp_path / "nvml", gpus=2)
     monkeypatch.setenv("NVML_SIM_STATE", str(simulation.path))
+    monkeypatch.setenv("AIOGPULOCK_NVML_PIDS", "same")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     yield simulation
     simulation.close()
     shared().close()
     wait_until(lambda: shared()._thread is None, description="the thread ends")
+
+
+@pytest.fixture
+async def gpu_manager(sim: Simulation, redis_url: str, redis_cleanup: redis.Redis) -> AsyncIterator[GpuLockManager]:
+    """A manager that asks the simulated driver."""
+    async with GpuLockManager(redis_url, gpu_memory={"nvml": "auto"}, restart_grace=0) as manager:
+        yield manager
+
+
+@pytest.fixture
+def start_holder(driver_folder: Path, sim: Simulation, server: RealServer) -> Iterator[Callable[..., Told]]:
+    """Starts processes of `tests.gpu.holder`; the keywords are their ``gpu_memory``."""
+    with ExitStack() as stack:
+
+        def start(**memory: Any) -> Told:
+            settings = {"restart_grace": 0, "gpu_memory": {"nvml": "auto", **memory}}
+            arguments = (server.url, msgspec.json.encode(settings).decode())
+            return stack.enter_context(Told("holder", *arguments, LD_LIBRARY_PATH=str(driver_folder)))
+
+        yield start

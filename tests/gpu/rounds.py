@@ -22,7 +22,7 @@ async def hold_once(url: str, namespace: str) -> dict[str, object]:
 
 def main(url: str) -> None:
     with asyncio.Runner() as runner:
-        sys.stdout.write("ready\n")
+        sys.stdout.write("{}\n")
         sys.stdout.flush()
         for line in sys.stdin:
             sys.stdout.write(json.dumps(runner.run(hold_once(url, line.strip()))) + "\n")

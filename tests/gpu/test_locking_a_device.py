@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import os
-import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,19 +18,12 @@ from aiogpulock.gpu import finder
 from aiogpulock.gpu.aliases import alias_key
 from aiogpulock.gpu.records import Gpu, NvmlError
 from aiogpulock.liveness import boot_id
+from tests.gpu.processes import Told
 from tests.nvml_sim import Simulation, uuid
 from tests.servers import RealServer
 from tests.unit.support import eventually
 
-ROOT = Path(__file__).parents[2]
 ALIASES = alias_key("gpu_lock", boot_id())
-
-
-@pytest.fixture
-async def gpu_manager(sim: Simulation, redis_url: str, redis_cleanup: redis.Redis) -> AsyncIterator[GpuLockManager]:
-    """A manager that asks the simulated driver."""
-    async with GpuLockManager(redis_url, gpu_memory={"nvml": "auto"}, restart_grace=0) as manager:
-        yield manager
 
 
 async def test_a_lease_names_its_device(gpu_manager: GpuLockManager) -> None:
@@ -229,63 +218,26 @@ async def test_after_a_restart_a_newcomer_leaves_the_first_word_to_those_who_los
 # two processes of one host, one of them without NVML
 
 
-class Rounds:
-    """One process of `tests.gpu.rounds`."""
-
-    def __init__(self, url: str, env: dict[str, str]) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.gpu.rounds", url],
-            env={**os.environ, "PYTHONPATH": str(ROOT), **env},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert self._line() == "ready\n"
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline()
-
-    def begin(self, namespace: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{namespace}\n")
-        self._process.stdin.flush()
-
-    def told(self) -> dict[str, Any]:
-        line = self._line()
-        assert self._process.stderr is not None
-        assert line, self._process.stderr.read()
-        told: dict[str, Any] = json.loads(line)
-        return told
-
-    def __enter__(self) -> Rounds:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.communicate(timeout=30)
-
-
 @pytest.fixture
-def both(driver_folder: Path, sim: Simulation, server: RealServer) -> Iterator[tuple[Rounds, Rounds]]:
+def both(driver_folder: Path, sim: Simulation, server: RealServer) -> Iterator[tuple[Told, Told]]:
     """A process with NVML, and one without it."""
     driver = {"LD_LIBRARY_PATH": str(driver_folder), "NVML_SIM_STATE": str(sim.path)}
     with ExitStack() as stack:
         yield (
-            stack.enter_context(Rounds(server.url, driver)),
-            stack.enter_context(Rounds(server.url, {"LD_LIBRARY_PATH": ""})),
+            stack.enter_context(Told("rounds", server.url, **driver)),
+            stack.enter_context(Told("rounds", server.url, LD_LIBRARY_PATH="")),
         )
 
 
 @pytest.mark.integration
-def test_with_and_without_nvml_never_both_hold_gpu_0_in_500_rounds(both: tuple[Rounds, Rounds]) -> None:
+def test_with_and_without_nvml_never_both_hold_gpu_0_in_500_rounds(both: tuple[Told, Told]) -> None:
     """Either first by some ms, or both at once."""
     keys = set()
     for number in range(500):
         for late, process in enumerate(both if number % 2 else reversed(both)):
             time.sleep(0.001 * late * (number % 4))
             process.begin(f"host{number}")
-        first, second = sorted((process.told() for process in both), key=lambda told: told["from"])
+        first, second = sorted((process.answer() for process in both), key=lambda answer: answer["from"])
         assert first["key"] == second["key"], number
         assert first["to"] <= second["from"], number
         keys.add(first["key"].rpartition(":")[2])

@@ -7,14 +7,18 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from aiogpulock.gpu.memory import Baseline, Terms
+from aiogpulock import clock
+from aiogpulock.gpu.footprint import Before
+from aiogpulock.gpu.memory import Baseline, MemoryReport, Terms
 from aiogpulock.gpu.nvml import Nvml
-from aiogpulock.gpu.verify import own_pids, take_baseline, verify, watch_baseline
+from aiogpulock.gpu.verify import Verification, first_look, own_pids
 from tests.helpers import wait_until
 from tests.nvml_sim import GiB, MiB, Simulation, uuid
+from tests.unit.support import eventually
 
 ME = frozenset({os.getpid()})
 QUICK = Terms(settle_time=0.3)
@@ -29,19 +33,28 @@ def nvml(sim: Simulation) -> Iterator[Nvml]:
     wait_until(lambda: nvml._thread is None, description="the thread ends")
 
 
+async def verify(nvml: Nvml, pids: frozenset[int] | None, before: Baseline, terms: Terms, **asked: Any) -> MemoryReport:
+    return await Verification(nvml, "0", uuid(0), pids, terms, **asked).run(before)
+
+
+async def somebody() -> bool:
+    """The lock was granted meanwhile."""
+    return True
+
+
 async def test_a_clean_holder_is_freed_within_milliseconds(sim: Simulation, nvml: Nvml) -> None:
-    before = await take_baseline(nvml, uuid(0), ME)
+    before = await first_look(nvml, uuid(0), ME)
     sim.use(0, 9 * GiB)
     sim.use(0, 0)
-    report = await verify(nvml, "0", uuid(0), ME, before, Terms())
+    report = await verify(nvml, ME, before, Terms())
     assert (report.status, report.bytes, len(report.samples)) == ("freed", 0, 2)
     assert report.seconds < 1
 
 
 async def test_a_leak_of_one_gib_is_named(sim: Simulation, nvml: Nvml) -> None:
-    before = await take_baseline(nvml, uuid(0), ME)
+    before = await first_look(nvml, uuid(0), ME)
     sim.use(0, GiB)
-    report = await verify(nvml, "0", uuid(0), ME, before, QUICK)
+    report = await verify(nvml, ME, before, QUICK)
     assert (report.status, report.bytes, report.reason) == (
         "not_freed",
         GiB,
@@ -51,29 +64,29 @@ async def test_a_leak_of_one_gib_is_named(sim: Simulation, nvml: Nvml) -> None:
 
 
 async def test_memory_that_comes_back_late_is_waited_for(sim: Simulation, nvml: Nvml) -> None:
-    before = await take_baseline(nvml, uuid(0), ME)
+    before = await first_look(nvml, uuid(0), ME)
     sim.use(0, 9 * GiB)
     asyncio.get_running_loop().call_later(0.2, sim.use, 0, 0)
-    report = await verify(nvml, "0", uuid(0), ME, before, Terms())
+    report = await verify(nvml, ME, before, Terms())
     assert report.status == "freed"
     assert 0.15 < report.seconds < 2
     assert report.samples[0][1] == 9 * GiB
 
 
 async def test_a_foreign_process_is_named_and_no_leak(sim: Simulation, nvml: Nvml) -> None:
-    before = await take_baseline(nvml, uuid(0), ME)
+    before = await first_look(nvml, uuid(0), ME)
     sim.use(0, 5 * GiB, pid=4242)
-    report = await verify(nvml, "0", uuid(0), ME, before, QUICK)
+    report = await verify(nvml, ME, before, QUICK)
     assert report.status == "foreign"
     assert [(one.pid, one.bytes) for one in report.foreign] == [(4242, 5 * GiB)]
 
 
 async def test_the_same_version_of_the_memory_call_is_compared(sim: Simulation, nvml: Nvml) -> None:
     sim.call("memory_v2").error = 13
-    before = await take_baseline(nvml, uuid(0), ME)
+    before = await first_look(nvml, uuid(0), ME)
     sim.call("memory_v2").error = 0
     sim.device(0).reserved = 512 * MiB
-    report = await verify(nvml, "0", uuid(0), ME, Baseline(before.sample, before.version, before.total, True), QUICK)
+    report = await verify(nvml, ME, Baseline(before.sample, before.version, before.total, True), QUICK)
     assert report.status == "freed"
     assert {used for _, used in report.samples} == {512 * MiB}
 
@@ -82,57 +95,84 @@ async def test_the_same_version_of_the_memory_call_is_compared(sim: Simulation, 
 async def test_every_error_of_the_driver_is_unverifiable_with_its_reason(
     sim: Simulation, nvml: Nvml, code: int
 ) -> None:
-    before = await take_baseline(nvml, uuid(0), ME)
+    before = await first_look(nvml, uuid(0), ME)
     sim.call("by_uuid").error = code
-    report = await verify(nvml, "0", uuid(0), ME, before, QUICK)
+    report = await verify(nvml, ME, before, QUICK)
     assert report.status == "unverifiable"
     assert f"(code {code})" in report.reason
 
 
 async def test_a_hung_driver_is_unverifiable_after_its_deadline(sim: Simulation, nvml: Nvml) -> None:
-    before = await take_baseline(nvml, uuid(0), ME)
+    before = await first_look(nvml, uuid(0), ME)
     with sim.hung("compute"):
         started = time.monotonic()
-        report = await verify(nvml, "0", uuid(0), ME, before, Terms())
+        report = await verify(nvml, ME, before, Terms())
         assert time.monotonic() - started < 1
     assert report.status == "unverifiable"
     assert "the NVIDIA driver hangs" in report.reason
 
 
 async def test_a_lock_that_this_process_holds_again_is_skipped(sim: Simulation, nvml: Nvml) -> None:
-    before = await take_baseline(nvml, uuid(0), ME)
-    report = await verify(nvml, "0", uuid(0), ME, before, QUICK, same_process=lambda: True)
+    before = await first_look(nvml, uuid(0), ME)
+    report = await verify(nvml, ME, before, QUICK, ended=lambda: "same process")
     assert (report.status, report.reason[:12]) == ("skipped", "same process")
 
 
 async def test_without_figures_the_next_holder_makes_it_unverifiable(sim: Simulation, nvml: Nvml) -> None:
-    before = await take_baseline(nvml, uuid(0), None)
-    report = await verify(nvml, "0", uuid(0), None, before, QUICK, next_holder=lambda: True)
+    before = await first_look(nvml, uuid(0), None)
+    report = await verify(nvml, None, before, QUICK, granted=somebody)
     assert report.status == "unverifiable"
     assert report.reason.startswith("next holder active")
 
 
 async def test_of_a_killed_process_the_slow_reclaim_is_waited_for(sim: Simulation, nvml: Nvml) -> None:
     with subprocess.Popen(["sleep", "60"]) as child:  # noqa: ASYNC220 - it starts nothing that waits
-        before = await take_baseline(nvml, uuid(0), frozenset({child.pid}))
+        before = await first_look(nvml, uuid(0), frozenset({child.pid}))
         sim.use(0, 9 * GiB, pid=child.pid, watched=True)
         sim.reap(after_ms=300)
         child.kill()
     steady = Baseline(before.sample, before.version, before.total, steady=True)
     terms = Terms(processes_gone=True)
-    report = await verify(nvml, "0", uuid(0), frozenset({child.pid}), steady, terms)
+    report = await verify(nvml, frozenset({child.pid}), steady, terms)
     assert report.status == "freed"
     assert 0.25 < report.seconds < 3
 
 
 async def test_a_second_look_finds_what_drained_at_the_acquire(sim: Simulation, nvml: Nvml) -> None:
-    sim.device(0).unattributed = 20 * GiB
-    before = await take_baseline(nvml, uuid(0), None)
-    quiet = await watch_baseline(nvml, uuid(0), None, before, 256 * MiB, pause=0.01)
-    sim.device(0).unattributed = GiB
-    draining = await watch_baseline(nvml, uuid(0), None, before, 256 * MiB, pause=0.01)
-    assert (before.steady, quiet.steady, draining.steady) == (None, True, False)
+    async def steady(now: int, later: int) -> bool | None:
+        sim.device(0).unattributed = now
+        before = Before(uuid(0), None)
+        looking = asyncio.create_task(before.look(nvml, 256 * MiB))
+        await eventually(lambda: before.baseline, description="the first look")
+        sim.device(0).unattributed = later
+        await looking
+        assert before.baseline is not None
+        return before.baseline.steady
+
+    assert await steady(20 * GiB, 20 * GiB)
+    assert await steady(20 * GiB, GiB) is False
 
 
-def test_own_pids_are_known_only_where_nvml_numbers_processes_as_we_do() -> None:
+async def test_a_first_look_that_may_hold_the_bodys_own_proves_nothing(sim: Simulation, nvml: Nvml) -> None:
+    sim.use(0, 3 * GiB)
+    before = Before(uuid(0), ME)
+    before.held_at = clock.now()
+    await before.look(nvml, 256 * MiB)
+    doubtful = before.judged(None, 256 * MiB)
+    assert doubtful is not None
+    report = await verify(nvml, ME, doubtful, Terms())
+    assert report.status == "unverifiable"
+    assert "ms after the hold began" in report.reason
+    assert report.seconds < 1, "no later look can change it"
+    for idle, doubt in ((GiB, True), (3 * GiB, False)):
+        judged = before.judged(idle, 256 * MiB)
+        assert judged is not None
+        assert bool(judged.doubt) == doubt
+    sim.use(0, 5 * GiB)
+    assert (await verify(nvml, ME, doubtful, QUICK)).status == "not_freed"
+
+
+def test_own_pids_are_known_only_where_nvml_numbers_processes_as_we_do(monkeypatch: pytest.MonkeyPatch) -> None:
     assert own_pids() in (None, ME)
+    monkeypatch.setenv("AIOGPULOCK_NVML_PIDS", "same")
+    assert own_pids() == ME

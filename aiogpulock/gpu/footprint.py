@@ -1,0 +1,89 @@
+"""What this process does to a GPU's memory: before its holds, and over all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+
+from aiogpulock import clock
+from aiogpulock.gpu.memory import Baseline, MemorySample, sample_of, steady
+from aiogpulock.gpu.records import NvmlError
+from aiogpulock.gpu.verify import Reader
+
+SECOND_LOOK = 0.250
+"""Seconds after the first look; it tells whether memory of others was draining then."""
+
+
+class Before:
+    """A GPU before a hold, or before the first of several that this process had without a verdict between them.
+
+    The look is taken beside the acquisition, in NVML's thread: it may come after the body has begun.
+    """
+
+    def __init__(self, uuid: str, pids: frozenset[int] | None) -> None:
+        self.uuid = uuid
+        self.pids = pids
+        self.asked_at = clock.now()
+        self.held_at = float("inf")
+        """When the body could begin to allocate."""
+        self.baseline: Baseline | None = None
+        self.trouble = ""
+        """Why there is no baseline."""
+
+    async def look(self, nvml: Reader, tolerance: int) -> None:
+        """Take the baseline. Never raises but for cancellation."""
+        try:
+            reading = await nvml.read(self.uuid, processes=self.pids is not None)
+            self.baseline = Baseline(sample_of(reading, self.pids), reading.version, reading.total)
+            if self.pids is not None:
+                return
+            await asyncio.sleep(SECOND_LOOK)
+            later = sample_of(await nvml.read(self.uuid, processes=False, version=reading.version), None)
+        except NvmlError as error:
+            self.trouble = f"{error.status}: {error}"
+            return
+        settled = steady(self.baseline.sample, later, tolerance)
+        self.baseline = Baseline(self.baseline.sample, reading.version, reading.total, settled)
+
+    def judged(self, idle: int | None, tolerance: int) -> Baseline | None:
+        """The baseline, with a doubt if it may hold what the body had allocated by then.
+
+        `idle`: bytes of this process when it last had no hold.
+        """
+        baseline = self.baseline
+        if baseline is None or not self._is_late(baseline.sample, idle, tolerance):
+            return baseline
+        late = (baseline.sample.at - self.held_at) * 1000
+        doubt = f"the first look came {late:.1f} ms after the hold began: what the body had by then is not known"
+        return Baseline(baseline.sample, baseline.version, baseline.total, baseline.steady, doubt, idle or 0)
+
+    def _is_late(self, sample: MemorySample, idle: int | None, tolerance: int) -> bool:
+        if sample.at <= self.held_at or sample.own == 0:
+            return False
+        return sample.own is None or idle is None or sample.own > idle + tolerance
+
+
+@dataclass
+class Footprint:
+    """This process on one GPU."""
+
+    holding: int = 0
+    """Holds of this process now: while there is one, its memory is that hold's, and no verdict means anything."""
+    owed: Before | None = None
+    """Before the first hold that was not judged yet: the next one is judged by it too, so that no leak is missed
+    because the process took the lock again at once."""
+    idle: int | None = None
+
+
+_footprints: dict[str, Footprint] = {}
+_pid = os.getpid()
+
+
+def footprint(uuid: str) -> Footprint:
+    """This process on that device; a forked child begins anew."""
+    global _pid
+    if _pid != os.getpid():
+        _pid = os.getpid()
+        _footprints.clear()
+    return _footprints.setdefault(uuid, Footprint())

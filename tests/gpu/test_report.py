@@ -1,0 +1,262 @@
+"""Policy ``report``, the default: the lock is handed on at once, and the memory is verified behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from aiogpulock import GpuLockManager, Lease
+from aiogpulock.gpu.memory import MemoryReport
+from tests.gpu.processes import Told
+from tests.nvml_sim import GiB, Simulation, uuid
+from tests.unit.support import eventually
+
+QUICK = {"settle_time": 0.1}
+
+
+async def report_of(lease: Lease) -> MemoryReport:
+    report: MemoryReport = await eventually(lambda: lease.memory_report, description="the verdict")
+    return report
+
+
+async def leak(manager: GpuLockManager, sim: Simulation, size: int, **memory: Any) -> Lease:
+    """One hold that leaves `size` bytes behind."""
+    async with manager.lock(0, task_name="leaky", gpu_memory=QUICK | memory) as lease:
+        await asyncio.sleep(0.02)  # the first look is over by then
+        sim.use(0, size)
+    return lease
+
+
+async def test_a_clean_hold_is_told_to_be_freed(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    async with gpu_manager.lock(0, task_name="clean") as lease:
+        sim.use(0, 9 * GiB)
+        sim.use(0, 0)
+    assert lease.memory_report is None, "the lock is not kept for a verdict"
+    report = await report_of(lease)
+    assert (report.status, report.bytes, report.gpu) == ("freed", 0, uuid(0))
+    events = await eventually(lambda: memory_events(gpu_manager), description="the event")
+    assert [(event.task_name, event.details["status"], event.reason) for event in events] == [
+        ("clean", "freed", report.reason)
+    ]
+    assert events[0].fencing_token == lease.fencing_token
+
+
+async def memory_events(manager: GpuLockManager) -> list[Any]:
+    return [event for event in await manager.history(0) if event.event == "memory"]
+
+
+async def test_a_leak_of_one_gib_is_named_on_the_lease_in_the_history_and_in_the_log(
+    gpu_manager: GpuLockManager, sim: Simulation, caplog: pytest.LogCaptureFixture
+) -> None:
+    report = await report_of(await leak(gpu_manager, sim, GiB))
+    assert (report.status, report.bytes) == ("not_freed", GiB)
+    assert "leaky: not_freed, the process keeps 1024 MiB more than before" in caplog.messages[-1]
+    assert caplog.records[-1].levelno == logging.WARNING
+    events = await eventually(lambda: memory_events(gpu_manager), description="the event")
+    assert (events[0].details["status"], events[0].details["bytes"]) == ("not_freed", str(GiB))
+    (status,) = await gpu_manager.status()
+    assert status.stats["memory_not_freed"] == 1
+
+
+async def test_a_process_that_takes_the_lock_again_at_once_is_judged_after_its_last_hold(
+    gpu_manager: GpuLockManager, sim: Simulation
+) -> None:
+    first = await leak(gpu_manager, sim, GiB)
+    async with gpu_manager.lock(0, gpu_memory=QUICK) as last:
+        await asyncio.sleep(0.05)
+    assert first.memory_report is not None
+    assert (first.memory_report.status, first.memory_report.reason[:12]) == ("skipped", "same process")
+    report = await report_of(last)
+    assert (report.status, report.bytes) == ("not_freed", GiB), "compared with the time before the first hold"
+
+
+async def test_a_verdict_under_way_ends_when_the_process_holds_the_lock_again(
+    gpu_manager: GpuLockManager, sim: Simulation
+) -> None:
+    first = await leak(gpu_manager, sim, GiB, settle_time=60)
+    await asyncio.sleep(0.1)
+    assert first.memory_report is None
+    async with gpu_manager.lock(0):
+        sim.use(0, 0)
+    assert first.memory_report is not None
+    assert first.memory_report.status == "skipped"
+
+
+async def test_a_loop_of_short_holds_asks_the_driver_once(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    lock = gpu_manager.lock(0)
+    for _ in range(50):
+        async with lock as lease:
+            pass
+    assert sim.call("compute").count <= 2
+    assert (await report_of(lease)).status == "freed"
+
+
+@pytest.mark.parametrize("policy", ["off", "report"])
+async def test_no_policy_adds_a_round_trip_to_the_hand_off(
+    gpu_manager: GpuLockManager, sim: Simulation, policy: str
+) -> None:
+    lock = gpu_manager.lock(0, gpu_memory={"policy": policy})
+    async with lock:
+        pass
+    await asyncio.sleep(0.2)  # the verdict is over
+    parts, seen = gpu_manager.parts, []
+    for client in (parts.client, parts._urgent_client):
+        client._exchange = counting(client._exchange, seen)  # type: ignore[method-assign]
+    lease = await lock.acquire()
+    assert [command[0] for command in seen] == ["EVALSHA"]
+    await lease.release()
+    assert [command[0] for command in seen] == ["EVALSHA", "EVALSHA"]
+
+
+def counting(exchange: Callable[..., Any], seen: list[Any]) -> Callable[..., Any]:
+    async def counted(commands: Any) -> Any:
+        seen.extend(commands)
+        return await exchange(commands)
+
+    return counted
+
+
+async def test_under_off_no_driver_is_asked_about_memory(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    lease = await leak(gpu_manager, sim, GiB, policy="off")
+    await asyncio.sleep(0.1)
+    assert lease.memory_report is None
+    assert sim.call("memory_v2").count == 0
+
+
+async def test_the_gpu_of_another_host_is_unverifiable(gpu_manager: GpuLockManager) -> None:
+    async with gpu_manager.lock(uuid(77)) as lease:
+        pass
+    report = await report_of(lease)
+    assert (report.status, report.reason) == ("unverifiable", "remote: the GPU of another host")
+
+
+@pytest.mark.parametrize("code", [12, 9, 15, 18, 3, 10, 999])
+async def test_every_error_of_the_driver_is_unverifiable_and_harms_no_hold(
+    gpu_manager: GpuLockManager, sim: Simulation, code: int
+) -> None:
+    async with gpu_manager.lock(0):
+        pass
+    sim.call("by_uuid").error = code
+    async with gpu_manager.lock(0) as lease:
+        pass
+    report = await report_of(lease)
+    assert report.status == "unverifiable"
+    assert f"(code {code})" in report.reason
+
+
+async def test_a_lost_lease_gets_no_verdict(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    lease = await gpu_manager.lock(0).acquire()
+    assert await gpu_manager.force_release(0)
+    await eventually(lease.lost.is_set, description="the loss")
+    with pytest.raises(Exception, match="is lost"):
+        await lease.release()
+    assert (await report_of(lease)).status == "skipped"
+
+
+async def test_a_manager_that_closes_gives_its_verdict_a_moment(sim: Simulation, redis_url: str) -> None:
+    manager = GpuLockManager(redis_url, gpu_memory={"nvml": "auto"}, restart_grace=0)
+    async with manager, manager.lock(0) as clean:
+        pass
+    assert clean.memory_report is not None
+    assert clean.memory_report.status == "freed"
+    begun = time.monotonic()
+    async with GpuLockManager(redis_url, gpu_memory={"nvml": "auto"}, restart_grace=0) as manager:
+        dirty = await leak(manager, sim, GiB, settle_time=60)
+    assert time.monotonic() - begun < 5
+    assert dirty.memory_report is not None
+    assert dirty.memory_report.status == "skipped"
+
+
+async def test_a_hung_driver_never_stalls_the_loop(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    """5 s; the lag is measured by a task that wants to run every 5 ms."""
+    lags: list[float] = []
+
+    async def measure() -> None:
+        while True:
+            begun = time.monotonic()
+            await asyncio.sleep(0.005)
+            lags.append(time.monotonic() - begun - 0.005)
+
+    measuring = asyncio.create_task(measure())
+    async with gpu_manager.lock(0):
+        pass
+    await asyncio.sleep(0.1)
+    holds, until = 0, time.monotonic() + 5
+    with sim.hung("compute"):
+        while time.monotonic() < until:
+            async with gpu_manager.lock(0) as lease:
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
+            holds += 1
+    measuring.cancel()
+    assert max(lags) < 0.5
+    assert holds > 20
+    report = await report_of(lease)
+    assert (report.status, report.reason[:6]) == ("unverifiable", "wedged")
+
+
+# two processes
+
+
+def statuses(answers: list[dict[str, Any]]) -> set[str]:
+    return {report["status"] for answer in answers for report in answer["reports"]}
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("listing", "verdicts"), [("all", {"freed"}), ("nothing", {"unverifiable", "freed"})], ids=["figures", "none"]
+)
+def test_200_hand_offs_between_clean_processes_give_no_false_leak(
+    start_holder: Callable[..., Told], sim: Simulation, listing: Any, verdicts: set[str]
+) -> None:
+    sim.list_processes(0, listing)
+    count = 100 if listing == "all" else 10
+    pair = [start_holder(), start_holder()]
+    for process in pair:
+        process.begin_to("turns", count=count, size=2 * GiB, hold=0.03)
+    answers = [process.answer() for process in pair]
+    assert sum(len(answer["reports"]) for answer in answers) == 2 * count
+    assert statuses(answers) <= verdicts | {"skipped"}
+    judged = [report for answer in answers for report in answer["reports"] if report["status"] != "skipped"]
+    assert len(judged) >= count / 10, "a process that waits for the other long enough gets its verdict"
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("draining", [0, 20 * GiB])
+def test_a_leak_is_named_beside_an_active_next_holder_and_after_a_draining_predecessor(
+    start_holder: Callable[..., Told], sim: Simulation, draining: int
+) -> None:
+    leaky, other = start_holder(settle_time=0.3), start_holder()
+    sim.device(0).unattributed = draining
+    leaky.do("acquire")
+    time.sleep(0.05)
+    sim.device(0).unattributed = 0
+    leaky.do("use", size=GiB)
+    other.begin_to("acquire")
+    leaky.do("release")
+    other.answer()
+    other.do("use", size=9 * GiB)
+    report = leaky.do("report")
+    assert (report["status"], report["bytes"]) == ("not_freed", GiB)
+    other.do("use", size=0)
+    other.do("release")
+    assert other.do("report")["status"] == "freed"
+
+
+@pytest.mark.integration
+def test_a_slow_reclaim_delays_nobody(start_holder: Callable[..., Told], sim: Simulation) -> None:
+    holder, other = start_holder(settle_time=0.1), start_holder()
+    sim.reap(after_ms=300)
+    holder.do("acquire")
+    time.sleep(0.05)
+    holder.do("kill_a_child", size=9 * GiB)
+    other.begin_to("acquire")
+    released = holder.do("release")
+    assert other.answer()["at"] - released["at"] < 0.2
+    report = holder.do("report")
+    assert (report["status"], report["reason"][:18]) == ("unverifiable", "next holder active"), "whose it is, who knows"
