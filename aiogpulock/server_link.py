@@ -32,6 +32,16 @@ class ServerLink:
         self._announced = False
         self._leave = ExitStack()
 
+    @property
+    def scope(self) -> str:
+        """Whom locks on the embedded server exclude; empty for a named server: everybody who uses it."""
+        return self._embedded.scope if self._embedded is not None else ""
+
+    @property
+    def named_by(self) -> str:
+        """Who named the server, in words; empty: nobody did."""
+        return self._url_source or ""
+
     def clean_run(self) -> str:
         """The run id of an embedded server that had no data to lose, or nothing."""
         return (self._embedded.clean_run or "") if self._embedded is not None else ""

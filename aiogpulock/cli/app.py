@@ -9,7 +9,20 @@ from typing import Any
 
 import click
 
-VERBS = ("run", "status", "queue", "history", "wait", "release", "demo")
+VERBS = (
+    "run",
+    "status",
+    "top",
+    "queue",
+    "history",
+    "wait",
+    "release",
+    "serve",
+    "doctor",
+    "config",
+    "completion",
+    "demo",
+)
 
 
 INTERRUPTED = 130

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 from aiogpulock.cli.words import duration, plain, who
 from aiogpulock.gpu.nvml import shared
-from aiogpulock.gpu.records import NvmlError
+from aiogpulock.gpu.records import GpuDevice, NvmlError
 from aiogpulock.manager import GpuLockManager
 from aiogpulock.models import LockSnapshot
 from aiogpulock.zombies import find_zombies
@@ -42,22 +42,22 @@ def holder_words(lock: LockSnapshot, held_for: float | None) -> str:
     return f'held by {who(lock.user, lock.host, lock.pid)} "{plain(lock.task_name)}"{since}'
 
 
-async def gpu_names(manager: GpuLockManager, locks: list[LockSnapshot]) -> Callable[[str], str]:
-    """How GPUs are called on this host: by index where NVML knows them, else by the beginning of their UUID."""
-    indices: dict[str, str] = {}
-    is_uuid = any(_is_uuid(lock.gpu_id) for lock in locks)
-    if is_uuid and manager.settings.gpu_lock.gpu_memory.nvml != "off":
-        try:
-            devices = await shared().devices()
-        except NvmlError:
-            devices = ()
-        indices = {device.uuid: str(device.index) for device in devices if device.index is not None}
+async def known_devices(manager: GpuLockManager, locks: Sequence[LockSnapshot]) -> Sequence[GpuDevice]:
+    """What NVML lists here, if any of the locks needs it for its name."""
+    if manager.settings.gpu_lock.gpu_memory.nvml == "off" or not any(_is_uuid(lock.gpu_id) for lock in locks):
+        return ()
+    try:
+        return await shared().devices()
+    except NvmlError:
+        return ()
 
-    def name(gpu_id: str) -> str:
-        short = f"{gpu_id[:_UUID_SHOWN]}…" if _is_uuid(gpu_id) else gpu_id
-        return indices.get(gpu_id, short)
 
-    return name
+def gpu_name(gpu_id: str, devices: Sequence[GpuDevice]) -> str:
+    """How a GPU is called on this host: by index where NVML knows it, else by the beginning of its UUID."""
+    for device in devices:
+        if device.uuid == gpu_id and device.index is not None:
+            return str(device.index)
+    return f"{gpu_id[:_UUID_SHOWN]}…" if _is_uuid(gpu_id) else gpu_id
 
 
 def _is_uuid(gpu_id: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, Self
 import psutil
 
 from tests.helpers import wait_until
+from tests.nvml_sim import Simulation
 
 ROOT = str(Path(__file__).parents[2])
 COMMAND = (sys.executable, "-P", "-m", "aiogpulock")
@@ -90,3 +91,12 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Exit status, stdout, stderr."""
     out, err = process.communicate(timeout=PATIENCE)
     return process.returncode, out, err
+
+
+def driver_variables(folder: Path, sim: Simulation) -> dict[str, str]:
+    """What makes a process see the simulated driver."""
+    return {
+        "LD_LIBRARY_PATH": str(folder),
+        "NVML_SIM_STATE": str(sim.path),
+        "AIOGPULOCK_GPU_MEMORY_NVML": "auto",
+    }

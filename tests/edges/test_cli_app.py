@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from aiogpulock.cli.app import VERBS
-from tests.edges.shell import ROOT
+from tests.edges.shell import ROOT, Shell
 
 HEAVY = ("redis", "rich", "asyncio", "yaml", "msgspec", "pynvml", "starlette", "apprise")
 
@@ -33,3 +33,17 @@ except SystemExit as end:
     assert done.stdout.startswith("Usage: aiogpulock")
     assert done.stderr == ""
     assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("kind", ["bash", "zsh", "fish"])
+def test_shells_complete_verbs(kind: str, shell: Shell) -> None:
+    script = shell.run("completion", kind)
+    assert script.returncode == 0
+    assert "_AIOGPULOCK_COMPLETE" in script.stdout
+
+
+def test_bash_completes_a_verb_and_its_options(shell: Shell) -> None:
+    words = {"_AIOGPULOCK_COMPLETE": "bash_complete", "COMP_CWORD": "1", "COMP_WORDS": "aiogpulock qu"}
+    assert shell.run(env=words).stdout == "plain,queue\n"
+    words |= {"COMP_CWORD": "2", "COMP_WORDS": "aiogpulock run --nonb"}
+    assert shell.run(env=words).stdout == "plain,--nonblock\n"

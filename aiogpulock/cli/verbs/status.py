@@ -22,7 +22,7 @@ def command(gpus: tuple[str, ...], as_json: bool, target: Target) -> None:
     Without GPU, every lock that is known. States: free, held, handing over, draining (its memory is not back yet),
     foreign (another program's value), dead (its processes have ended), expired (no sign of life for a whole lease).
     """
-    from aiogpulock.cli.lock_words import gpu_names
+    from aiogpulock.cli.lock_words import gpu_name, known_devices
     from aiogpulock.cli.session import look_at, print_json, with_manager
     from aiogpulock.manager import GpuLockManager
 
@@ -31,9 +31,11 @@ def command(gpus: tuple[str, ...], as_json: bool, target: Target) -> None:
         if as_json:
             print_json(server=manager.server, locks=locks)
             return
-        name = await gpu_names(manager, locks)
+        if manager.link.scope:
+            click.echo(f"{manager.server}, the embedded server, {manager.link.scope}", err=True)
+        devices = await known_devices(manager, locks)
         if locks:
-            _show(locks, [name(lock.gpu_id) for lock in locks])
+            _show(locks, [gpu_name(lock.gpu_id, devices) for lock in locks])
         else:
             click.echo("no lock was used yet", err=True)
 
