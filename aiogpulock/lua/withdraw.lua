@@ -20,6 +20,8 @@ end
 local seated = redis.call('ZREM', QUEUE, id) == 1
 drop_seat(id)
 finish(id, 'withdrawn')
+-- An older program set its value over the grant: the record must not hold the lock when that value is gone.
+if foreign and holder and holder.id == id then redis.call('DEL', HOLDER, BEAT) end
 if reason == 'timeout' then count('timeouts') end
 
 local more = false

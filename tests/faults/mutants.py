@@ -66,6 +66,7 @@ def hunt(killer: str, tree: Path) -> str:
         timeout=600,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith((f"{killer}: ", "FAILED", "ERROR"))]
+    lines.sort(key=lambda line: line.startswith("ERROR"))  # a fixture's complaint is the weaker evidence
     if done.returncode not in (0, 1):
         raise RuntimeError(f"{killer} could not run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
     assert done.returncode == 0 or lines, f"{killer} fell over: {done.stdout[-2000:]}{done.stderr[-2000:]}"

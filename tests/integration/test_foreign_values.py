@@ -88,6 +88,17 @@ def test_a_foreign_value_is_never_taken_for_ours_nor_ended_by_our_calls(lock: Ra
     assert lock.value == FOREIGN
 
 
+def test_a_foreign_value_over_a_grant_leaves_no_record_of_a_waiter_that_withdrew(lock: RawLock) -> None:
+    token = lock.hold("a")
+    lock.acquire("b", mode="poll")
+    lock.release("a", token)
+    assert (lock.holder_id, lock.holder["phase"]) == ("b", "granted")
+    lock.client.set(lock.keys.lock, FOREIGN)
+    assert lock.withdraw("b")[0] == "withdrawn"
+    lock.client.delete(lock.keys.lock)
+    assert lock.holder == {}, "it would hold the lock for the rest of its window"
+
+
 def test_an_operator_ends_exactly_the_foreign_value_that_was_seen(lock: RawLock) -> None:
     lock.client.set(lock.keys.lock, FOREIGN)
     lock.acquire("next", mode="poll")

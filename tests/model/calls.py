@@ -37,6 +37,7 @@ class Call(NamedTuple):
     token: Rank = 0
     arrival: Rank = 0
     mode: str = "push"
+    """Of an acquire: push or poll; of a withdrawal: own or told; of a sweep: the ids of the dead."""
 
 
 class Note(NamedTuple):
@@ -145,7 +146,7 @@ class Caller:
             known = self._runs[key] = self._run(key[0], subscribed, call, refuse)
         token, arrival = _back(tokens), _back(arrivals)
         after = rerank(self.states[known.state], token, arrival)
-        after = after._replace(done=tuple(sorted((*after.done, *others))))
+        after = after._replace(done=tuple(sorted({**dict(others), **dict(after.done)}.items())))
         reply = known.reply
         if reply[0] == "held":
             reply = ("held", token(reply[1]))
@@ -159,7 +160,7 @@ class Caller:
         before = self.states[number]
         inboxes = frozenset(self.inbox(c) for c in range(len(self.config.clients)) if subscribed >> c & 1)
         session = Session(self.forms.to_store(before), BASE_US, inboxes, REFUSED_WRITE if refuse else "")
-        script = "reap" if call.name == "force" else call.name
+        script = "reap" if call.name in ("force", "expire") else call.name
         outcome = self.runner.run(script, self._arguments(call), session)
         if outcome.error and outcome.error != REFUSED_WRITE:
             raise AssertionError(f"{call}: the script failed: {outcome.error}")
@@ -212,6 +213,10 @@ class Caller:
                 return (0, 0, "", name, token, *lease, self.inbox(call.client), task, process, BASE_US, 0)
             case "reap":
                 return (*terms, f"locked_by_{task}:{name}", "reaped", "process_gone", "monitor", "")
+            case "expire":
+                return (*terms, f"locked_by_{task}:{name}", "reaped", "lease_expired", "monitor", "")
+            case "sweep":
+                return (*terms, "monitor", *call.mode.split())
             case "force":
                 return (*terms, f"locked_by_{task}:{name}", "forced", "forced", "operator", "")
             case _:
@@ -276,8 +281,9 @@ def _reply(name: str, reply: list[Any]) -> tuple[Any, ...]:
     match reply:
         case ["held", token, *_]:
             return ("held", to_rank(token))
-        case ["waiting", position, arrival, _, recheck, *_, more, _]:
-            return ("waiting", position, to_rank(arrival), -1 if recheck < 0 else recheck // TICK_MS, more)
+        case ["waiting", position, arrival, _, recheck, value, holder, *_, more, _]:
+            left = -1 if recheck < 0 else recheck // TICK_MS
+            return ("waiting", position, to_rank(arrival), left, more, "foreign" if value and not holder else "")
         case [kind, *rest]:
             return (kind, *rest) if kind in ("done", "released", "withdrawn") else (kind,)
     return ("error",)

@@ -39,6 +39,8 @@ class Faults(NamedTuple):
     """The server refuses all writes of one call."""
     old: int = 0
     """The server comes back with an older copy of its data."""
+    foreign: int = 0
+    """An older program sets its value under the free key, and deletes it before it expires or not."""
     force: int = 0
     """An operator ends the holder that it sees."""
     flush: int = 0
@@ -61,6 +63,8 @@ class Config(NamedTuple):
     fallback: int = 5
     poll: int = 2
     expires: int = 7
+    monitor: bool = False
+    """Somebody watches: ends leases that are over, and takes the seats of the dead away."""
 
 
 def push(count: int, **changes: int) -> tuple[ClientSpec, ...]:
@@ -84,6 +88,8 @@ CONFIGS = {
         Config("old-data", push(3), Faults(old=1, stall=1)),
         Config("restart", push(3), Faults(restart=1, cut=1, refuse=1)),
         Config("forced", push(3), Faults(force=1, reply=1, message=1, stall=1)),
+        Config("watched", push(3), Faults(crash=1, message=1, quit=1, stall=2), monitor=True),
+        Config("older", push(3), Faults(foreign=1, quit=1, message=1, stall=1)),
         Config("small", push(2), Faults(crash=1, reply=1, message=1, data=1)),
         # larger ones, for a quiet hour
         Config("late", push(3), Faults(crash=1, reply=1, message=1, data=1, stall=3)),
@@ -109,7 +115,7 @@ BEYOND = {
 SUITES = {
     "ci": (
         "faults", "delays", "guard", "queue", "turns", "polls", "priority", "once", "shared", "old-data", "restart",
-        "forced",
+        "forced", "watched", "older",
     ),
     "large": ("late", "twice", "delays-3", "four", "old-data-3", "slow-polls"),
 }  # fmt: skip

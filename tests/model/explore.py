@@ -135,6 +135,8 @@ class Explorer:
         if len(holding) > 1:
             return f"{' and '.join(map(name, holding))} both hold the lock by their own deadlines"
         state = self.rules.caller.states[world.state]
+        if holding and state.foreign:
+            return f"{name(holding[0])} holds the lock beside an older program"
         return self._seat_lost(world, state) or self._left_idle(world, state) or self._left_behind(world, state)
 
     def _seat_lost(self, world: World, state: State) -> str:
@@ -175,13 +177,9 @@ class Explorer:
             return ""
         if self._came_after_its_end(world, state):
             return ""
-        left = [
-            part
-            for part, value in (
-                ("lock", state.lock), ("holder", state.holder), ("queue", state.queue), ("waiters", state.inboxes),
-            )
-            if value
-        ]  # fmt: skip
+        ours = state.lock if not state.foreign else None
+        parts = {"lock": ours, "holder": state.holder, "queue": state.queue, "waiters": state.inboxes}
+        left = [part for part, value in parts.items() if value]
         return f"nobody is there, but {', '.join(left)} stayed" if left else ""
 
     def _came_after_its_end(self, world: World, state: State) -> bool:

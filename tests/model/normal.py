@@ -23,6 +23,7 @@ NEW = 1_000_000
 """Rank of a number that was taken from the clock in the script that just ran: above all others."""
 STALE = -1
 """A token that nobody holds any more."""
+FOREIGN_VALUE = "locked_by_older:1"
 _SPACING = 4
 _UPTIME_ERROR = 1
 """Ticks more than it has been up that a server may say: it subtracts two clocks cut to seconds."""
@@ -92,6 +93,11 @@ class State(NamedTuple):
         if self.fence is None or not self.fence.run:
             return max(0, grace - self.uptime)
         return self.fence.since if self.fence.run == "current" else grace
+
+    @property
+    def foreign(self) -> bool:
+        """The value under the key is an older program's."""
+        return self.lock is not None and self.lock[0] == FOREIGN_VALUE
 
     @property
     def tokens(self) -> tuple[Rank, ...]:
@@ -221,7 +227,10 @@ class Forms:
         if fence and fence.since:
             fence = fence._replace(since=fence.since - 1)
         inboxes = tuple(
-            inbox._replace(expires=max(0, inbox.expires - 1), next_check=max(_OVERDUE, inbox.next_check - 1))
+            inbox._replace(
+                expires=max(0, inbox.expires - 1),
+                next_check=max(_OVERDUE, inbox.next_check - 1) if inbox.mode == "poll" else 0,
+            )
             for inbox in state.inboxes
         )
         uptime = min(self.grace, state.uptime + 1)

@@ -227,11 +227,9 @@ class Programs(Worlds):
                 if token <= world.top:
                     return world, f"{name(index)} starts with token {token:g}, not above {world.top:g} of a body before"
                 world = world._replace(top=token)
-            case ("waiting", position, arrival, recheck, more):
-                timer = self.config.fallback if client.subscribed else self.config.poll
-                if recheck >= 0 and position <= 3:
-                    timer = min(timer, max(1, recheck) + (position - 1) * self.config.claim_window)
-                client = Client(WAIT, client.turn, client.subscribed, 0 if more else timer, 0, arrival, 1)
+            case ("waiting", position, arrival, recheck, more, foreign):
+                timer = 0 if more else self._next_check(client, position, recheck, foreign)
+                client = Client(WAIT, client.turn, client.subscribed, timer, 0, arrival, 1)
             case ("busy",) | ("full",):
                 client = self._next_turn(index, client)
             case ("stale",):
@@ -243,6 +241,12 @@ class Programs(Worlds):
             case ("done", outcome):
                 return world, f"{name(index)} waits, and was ended as {outcome}"
         return with_client(world, index, client), ""
+
+    def _next_check(self, client: Client, position: int, recheck: int, foreign: str) -> int:
+        timer = self.config.fallback if client.subscribed else self.config.poll
+        if recheck >= 0 and position <= 3:
+            timer = min(timer, max(1, recheck) + (position - 1) * self.config.claim_window)
+        return min(timer, self.config.poll) if foreign and position == 1 else timer
 
     def _data_was_lost(self, world: World) -> bool:
         left, at_first = world.faults, self.config.faults

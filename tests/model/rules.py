@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.model.calls import Call, owner
-from tests.model.programs import Programs
+from tests.model.outsiders import Outsiders
 from tests.model.worlds import (
     CALM,
     DEAD,
     FINISHED,
-    FORCED,
     HELD,
     LEAVING,
     NOTICE,
@@ -21,12 +19,11 @@ from tests.model.worlds import (
     World,
     describe,
     name,
-    show,
     with_client,
 )
 
 
-class Rules(Programs):
+class Rules(Outsiders):
     """Everything that can happen in a world."""
 
     def steps(self, world: World) -> Iterator[Step]:
@@ -41,7 +38,7 @@ class Rules(Programs):
         for flight in world.flights:
             yield self.arrive(world, flight)
         yield from self._faults(world)
-        yield from self._reap(world)
+        yield from self.outsiders_steps(world)
         if self.may_tick(world):
             if not self.somebody_is_due(world):
                 yield "1 tick passes", self.tick(world), ""
@@ -61,9 +58,6 @@ class Rules(Programs):
                 if client.subscribed and client.phase == WAIT:
                     gone = self._housemates(index)
                     yield f"{name(index)} loses its inbox", self._cut(self.spend(world, "cut"), gone), ""
-        holder = self.caller.states[world.state].holder
-        if faults.force and holder:
-            yield self._force(world, holder.id)
         yield from self._restarts(world)
 
     def _restarts(self, world: World) -> Iterator[Step]:
@@ -118,27 +112,6 @@ class Rules(Programs):
         clients = tuple(c._replace(subscribed=False) if i in gone else c for i, c in enumerate(world.clients))
         notes = tuple(note for note in world.notes if note.client not in gone)
         return self.seal(world._replace(clients=clients, notes=notes))
-
-    def _force(self, world: World, seen: str) -> Step:
-        """An operator ends the holder that it sees. That one learns of it by a message, or by its next beat."""
-        index, turn = owner(seen)
-        call = Call("force", index, turn)
-        result = self.run(world, call)
-        after, fault = self.ran(self.spend(world, "force"), call, result)
-        client = after.clients[index]
-        if client.phase == HELD and client.turn == turn and not client.forced:
-            after = with_client(after, index, client._replace(flag=client.flag + FORCED))
-        return f"an operator ends {seen} -> {show(result.reply)}", self.seal(after), fault
-
-    def _reap(self, world: World) -> Iterator[Step]:
-        """Somebody on its host sees that the holder's process is gone."""
-        holder = self.caller.states[world.state].holder
-        for index, client in enumerate(world.clients):
-            if client.phase == DEAD and holder and holder.id == f"{name(index)}{client.turn}":
-                call = Call("reap", index, client.turn)
-                result = self.run(world, call)
-                after, fault = self.ran(world, call, result)
-                yield f"the dead {holder.id} is reaped -> {show(result.reply)}", self.seal(after), fault
 
     def may_tick(self, world: World) -> bool:
         """Holders notice a restart and beat within its grace: the promise ends where they do not."""
