@@ -32,10 +32,11 @@ class LeaseLostError(GpuLockError):
 
     `reason` says why (``lease_expired``, ``forced``, ``forced_by_monitor``, ``displaced``, ``stalled``, ``not_owner``,
     ``manager_closed``);
-    `fencing_token` is the token of the lost lease.
+    `fencing_token` is the token of the lost lease. An error that travelled as its text alone, as in Celery's JSON, has
+    ``unknown`` and 0.
     """
 
-    def __init__(self, message: str, *, reason: str, fencing_token: int) -> None:
+    def __init__(self, message: str, *, reason: str = "unknown", fencing_token: int = 0) -> None:
         super().__init__(message)
         self.reason = reason
         self.fencing_token = fencing_token

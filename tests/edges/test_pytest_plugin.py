@@ -37,6 +37,7 @@ def client(
     """A host with a driver, two GPUs and a Redis; afterwards nothing may be left in it."""
     monkeypatch.setenv("REDIS_URL", redis_url)
     monkeypatch.setenv("AIOGPULOCK_RESTART_GRACE", "0")
+    monkeypatch.setenv("AIOGPULOCK_GPU_MEMORY_NVML", "auto")
     monkeypatch.setenv("LD_LIBRARY_PATH", str(driver_folder))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)

@@ -8,10 +8,12 @@ import pytest
 import redis
 
 from aiogpulock import GpuLockManager
+from tests import tts
 from tests.helpers import wait_until
 from tests.raw_scripts import RawLock
 from tests.register import RegisterProcess
 from tests.servers import RealServer
+from tests.tts import TtsWorker
 from tests.workers import Crew
 
 pytestmark = pytest.mark.integration
@@ -80,3 +82,17 @@ def test_two_processes_of_50_tasks_never_overlap(server: RealServer, crew: Crew,
     assert report["overlaps"] == []
     assert report["stale"] == 0
     assert report["tokens"] == sorted(token for part in served for token, _ in part)
+
+
+def test_indextts_task_failure_integration(server: RealServer, redis_cleanup: redis.Redis) -> None:
+    """A task of a real Celery worker fails on the GPU: the next task has it at once, and nothing is left."""
+    with TtsWorker(server, "prefork") as worker, tts.client(server) as app:
+        failed = app.send_task("indextts.generate", ("CUDA out of memory",), {"gpu_id": 0})
+        with pytest.raises(RuntimeError, match="CUDA out of memory"):
+            failed.get(timeout=30)
+        spoken = app.send_task("indextts.generate", ("hello",), {"gpu_id": 0})
+        assert spoken.get(timeout=30)["audio"] == "olleh"
+        assert not redis_cleanup.exists("gpu_lock:0")
+        events = redis_cleanup.xrange("{gpu_lock:0}:events")
+        assert [event["reason"] for _, event in events] == ["task_failure", "normal"]
+        assert "NameError" not in worker.log

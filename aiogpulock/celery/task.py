@@ -1,0 +1,145 @@
+"""A task's body under the lock of its GPU."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, ParamSpec, TypeVar
+
+from celery import Task, current_task
+from celery.exceptions import Retry, TaskPredicate
+
+from aiogpulock import sync
+from aiogpulock.celery.child_watch import announce
+from aiogpulock.errors import GpuLockError, LeaseLostError
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_held: dict[str, sync.Lease] = {}
+"""The leases of this process, by task id."""
+_thread = threading.local()
+
+
+def gpu_lock(gpu_id: int | str = 0, **options: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Run the body of a task under the lock of its GPU; goes below ``@app.task``.
+
+    Args:
+        gpu_id: the GPU of a call that names none by its own ``gpu_id`` argument.
+        options: as for `aiogpulock.gpu_lock`, but ``task_name`` and ``manager``: task name and id are the holder.
+
+    Raises:
+        InvalidGpuError, ConfigError, TypeError: at once.
+    """
+    if "task_name" in options:
+        raise TypeError("a Celery task is shown as the holder by its own name and id: leave task_name out")
+    lock = sync.gpu_lock(gpu_id, **options)
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        lock(function)  # refuses what is no plain function
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def locked(*args: P.args, **kwargs: P.kwargs) -> R:
+            named = _named_gpu(signature.bind(*args, **kwargs))
+            with _hold(gpu_id if named is None else named, options):
+                return function(*args, **kwargs)
+
+        locked.uses_gpu_lock = True  # type: ignore[attr-defined]
+        return locked
+
+    return decorate
+
+
+class GpuTask(Task):  # type: ignore[misc]
+    """The base class of tasks that run under the lock of their GPU.
+
+    ``@app.task(base=GpuTask, gpu_lock={"max_wait_time": 60})``: `gpu_lock` takes the arguments of the decorator. The
+    lock is around ``run``, so ``autoretry_for=(LockTimeoutError,)`` covers the wait.
+    """
+
+    abstract = True
+    gpu_lock: ClassVar[Mapping[str, Any]] = {}
+    throws = (GpuLockError,)
+    """Their text says what to do: Celery logs them without a traceback, and `on_failure` as an error."""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        run = cls.__dict__.get("run")
+        if isinstance(run, staticmethod):  # what `@app.task` makes of a function, unless it is bound
+            cls.run = staticmethod(gpu_lock(**cls.gpu_lock)(run.__func__))
+        elif run is not None:
+            cls.run = gpu_lock(**cls.gpu_lock)(run)
+
+    def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        """Celery calls this after a failure. Whatever the task still holds in this process is released."""
+        if isinstance(exc, GpuLockError):
+            logger.error("%s[%s]: %s", self.name, task_id, exc)
+        lease = _held.pop(task_id, None)
+        if lease is not None:
+            lease.release("task_failure")
+
+
+def current_lease() -> sync.Lease:
+    """The lease of the task that runs in this thread: its fencing token, `check()`, … Raises `LookupError`."""
+    lease: sync.Lease | None = getattr(_thread, "lease", None)
+    if lease is None:
+        raise LookupError("no task that holds a GPU runs in this thread")
+    return lease
+
+
+def _named_gpu(call: inspect.BoundArguments) -> Any:
+    """The ``gpu_id`` of a call; None if it has none."""
+    call.apply_defaults()
+    for name, value in call.arguments.items():
+        if name == "gpu_id":
+            return value
+        if call.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD and "gpu_id" in value:
+            return value["gpu_id"]
+    return None
+
+
+@contextmanager
+def _hold(gpu_id: Any, options: Mapping[str, Any]) -> Iterator[None]:
+    request = current_task.request if current_task else None
+    task_id = (request and request.id) or secrets.token_hex(8)  # called directly, a task has no id
+    name = f"{current_task.name if current_task else 'task'}[{task_id}]"  # as in Celery's own log
+    announce()
+    lease = sync.gpu_lock(gpu_id, task_name=name, **options).acquire()
+    outer, _thread.lease = getattr(_thread, "lease", None), lease
+    _held[task_id] = lease
+    try:
+        yield
+    except BaseException as error:
+        _leave(task_id, lease, _reason_for(error), error)
+        raise
+    else:
+        _leave(task_id, lease, "normal", None)
+    finally:
+        _thread.lease = outer
+
+
+def _leave(task_id: str, lease: sync.Lease, reason: str, error: BaseException | None) -> None:
+    try:
+        lease.release(reason)
+    except LeaseLostError as loss:
+        if error is None:
+            raise
+        error.add_note(f"{type(loss).__name__}: {loss}")
+    finally:
+        _held.pop(task_id, None)
+
+
+def _reason_for(error: BaseException) -> str:
+    if isinstance(error, Retry):
+        return "exception"
+    if isinstance(error, TaskPredicate):  # Ignore, Reject: said by the task itself
+        return "normal"
+    return "task_failure" if isinstance(error, Exception) else "cancelled"

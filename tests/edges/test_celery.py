@@ -1,0 +1,214 @@
+"""GPU tasks in real Celery workers: the lock is free again however a task ends, in every pool."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
+from celery.result import AsyncResult
+
+from tests import tts
+from tests.helpers import wait_until
+from tests.integration.conftest import register as register
+from tests.register import RegisterProcess
+from tests.servers import RealServer
+from tests.tts import TtsWorker
+
+VALUE, EVENTS = "gpu_lock:0", "{gpu_lock:0}:events"
+QUEUES = {"prefork": "celery", "threads": "in threads", "solo": "alone"}
+"""The queue of each pool's worker: all are up for the whole module."""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RealServer]:
+    with RealServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def app(server: RealServer) -> Iterator[Celery]:
+    with tts.client(server) as app:
+        yield app
+
+
+class Lock:
+    """Lock 0 as the tests see it, and the tasks that want it."""
+
+    def __init__(self, client: redis.Redis, app: Celery) -> None:
+        self.client = client
+        self._app = app
+
+    def send(self, text: str, pool: str = "prefork", **options: Any) -> AsyncResult:
+        return self._app.send_task("indextts.generate", (text,), queue=QUEUES.get(pool, pool), **options)
+
+    def begin(self, pool: str = "prefork", **options: Any) -> AsyncResult:
+        """Start a task that does not end by itself; it holds its GPU when this returns."""
+        result = self.send("an endless text", pool, **options)
+        wait_until(lambda: f"[{result.id}]:" in (self.client.get(VALUE) or ""), description="the task to hold its GPU")
+        return result
+
+    def wait_for_a_waiter(self) -> None:
+        wait_until(lambda: self.client.zcard("{gpu_lock:0}:queue"), description="a task to wait")
+
+    def kill_holder(self) -> None:
+        process = json.loads(self.client.hget("{gpu_lock:0}:holder", "process"))
+        os.kill(process["processes"][0][0], signal.SIGKILL)
+
+    def end(self, within: float = 30.0) -> tuple[str, str]:
+        """Outcome and reason of the last hold, once the lock is free."""
+        wait_until(lambda: not self.client.exists(VALUE), description="the lock to be free", timeout=within)
+        [(_, event)] = self.client.xrevrange(EVENTS, count=1)
+        return event["event"], event["reason"]
+
+
+@pytest.fixture(scope="module")
+def workers(server: RealServer) -> Iterator[dict[str, TtsWorker]]:
+    """One worker per pool."""
+    workers: dict[str, TtsWorker] = {}
+    try:
+        for pool, queue in QUEUES.items():
+            workers[pool] = TtsWorker(server, pool, queue=queue)
+        yield workers
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
+@pytest.fixture
+def lock(server: RealServer, app: Celery) -> Iterator[Lock]:
+    """Free before a test, and after it."""
+    with server.client() as client:
+        client.flushdb()
+        yield Lock(client, app)
+        wait_until(lambda: not client.keys("gpu_lock:*"), description="every lock to be free")
+
+
+# in every pool
+
+pools = pytest.mark.parametrize("pool", QUEUES)
+
+
+@pools
+@pytest.mark.usefixtures("workers")
+def test_a_task_waits_for_its_turn_and_is_shown_by_its_name_and_id(lock: Lock, pool: str) -> None:
+    with tts.foreign_holder(lock.client, VALUE):
+        result = lock.send("hello", pool)
+        lock.wait_for_a_waiter()
+        assert any(f"[{result.id}]" in waiter for waiter in lock.client.hvals("{gpu_lock:0}:waiters"))
+    assert result.get(timeout=30)["task"] == f"indextts.generate[{result.id}]"
+    assert lock.end() == ("released", "normal")
+
+
+@pools
+@pytest.mark.usefixtures("workers")
+def test_after_an_exception_a_retry_and_an_ignored_task_the_lock_is_free(lock: Lock, pool: str) -> None:
+    with pytest.raises(RuntimeError, match="CUDA out of memory"):
+        lock.send("CUDA out of memory", pool).get(timeout=30)
+    assert lock.end() == ("released", "task_failure")
+    assert lock.send("not yet", pool).get(timeout=30)["audio"] == "tey ton"
+    first_run, second_run = (event["reason"] for _, event in lock.client.xrange(EVENTS)[1:])
+    assert (first_run, second_run) == ("exception", "normal")
+    lock.send("nothing to say", pool)
+    wait_until(lambda: lock.client.xlen(EVENTS) == 4, description="the ignored task to end")
+    assert lock.end() == ("released", "normal")
+
+
+@pytest.mark.usefixtures("workers")
+def test_tasks_of_all_pools_never_overlap(lock: Lock, app: Celery, register: RegisterProcess) -> None:
+    queues = [queue for queue in QUEUES.values() for _ in range(10)]
+    for result in [app.send_task("indextts.recorded", (register.path,), queue=queue) for queue in queues]:
+        result.get(timeout=60)
+    report = register.report()
+    assert report["overlaps"] == []
+    assert len(report["tokens"]) == 30
+
+
+# prefork: ends that the task's process may not live to see
+
+
+@pytest.mark.usefixtures("workers")
+def test_the_soft_time_limit_is_a_failure_of_the_task(lock: Lock) -> None:
+    result = lock.begin(soft_time_limit=1)
+    with pytest.raises(SoftTimeLimitExceeded):
+        result.get(timeout=30)
+    assert lock.end() == ("released", "task_failure")
+
+
+@pytest.mark.usefixtures("workers")
+def test_the_soft_time_limit_ends_a_wait(lock: Lock) -> None:
+    holder = lock.begin()
+    waiter = lock.send("hello", soft_time_limit=1)
+    with pytest.raises(SoftTimeLimitExceeded):
+        waiter.get(timeout=30)
+    assert not lock.client.exists("{gpu_lock:0}:queue")
+    holder.revoke(terminate=True)
+
+
+@pytest.mark.usefixtures("workers")
+def test_the_hard_time_limit_frees_the_lock(lock: Lock) -> None:
+    result = lock.begin(time_limit=1)
+    with pytest.raises(TimeLimitExceeded):
+        result.get(timeout=30)
+    assert lock.end() in (("released", "cancelled"), ("reaped", "task_failure"))
+
+
+@pytest.mark.usefixtures("workers")
+@pytest.mark.parametrize(
+    ("signal_name", "end"), [("SIGTERM", ("released", "cancelled")), ("SIGKILL", ("reaped", "task_failure"))]
+)
+def test_a_revoked_task_frees_the_lock(lock: Lock, signal_name: str, end: tuple[str, str]) -> None:
+    lock.begin().revoke(terminate=True, signal=signal_name)
+    assert lock.end() == end
+
+
+@pytest.mark.usefixtures("workers")
+def test_the_lock_of_a_killed_child_is_free_within_2_seconds_though_nobody_waits(lock: Lock) -> None:
+    for _ in range(3):  # Celery itself sees some deaths after 5 s only
+        lock.begin()
+        lock.kill_holder()
+        assert lock.end(within=2.0) == ("reaped", "task_failure")
+
+
+@pytest.mark.usefixtures("workers")
+def test_who_waits_for_a_killed_child_is_next(lock: Lock) -> None:
+    lock.begin()
+    waiter = lock.send("hello", "threads")
+    lock.wait_for_a_waiter()
+    lock.kill_holder()
+    assert waiter.get(timeout=30)["audio"] == "olleh"
+
+
+# the end of a worker
+
+
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+def test_a_cold_shutdown_frees_the_lock(server: RealServer, lock: Lock, pool: str) -> None:
+    with TtsWorker(server, pool, queue="cold") as worker:
+        lock.begin("cold")
+        worker.signal(signal.SIGQUIT)
+        outcome, _ = lock.end()
+        assert outcome == "released"
+        worker.wait()
+
+
+@pools
+def test_a_warm_shutdown_lets_the_task_end_and_leaves_nothing(server: RealServer, lock: Lock, pool: str) -> None:
+    inboxes = set(lock.client.pubsub_channels("gpu_lock:inbox:*"))
+    with TtsWorker(server, pool, queue="warm") as worker:
+        with tts.foreign_holder(lock.client, VALUE):
+            result = lock.send("hello", "warm")
+            lock.wait_for_a_waiter()
+            worker.signal(signal.SIGTERM)
+            wait_until(lambda: "Warm shutdown" in worker.log, description="the shutdown to begin")
+        assert result.get(timeout=30)["audio"] == "olleh"
+        assert worker.wait() == 0
+        assert lock.end() == ("released", "normal")
+        assert "Traceback" not in worker.log
+        assert set(lock.client.pubsub_channels("gpu_lock:inbox:*")) <= inboxes, "a connection stays"
