@@ -16,13 +16,14 @@ import msgspec
 
 from aiogpulock.json_lines import JsonLines
 from aiogpulock.keys import LockKeys
+from aiogpulock.models import Alert, AlertLevel, CriticalFailure
 
 logger = logging.getLogger(__name__)
 
 ExceptionCounter: TypeAlias = Literal[
     "normal_release_failures", "emergency_releases", "release_script_errors", "ownership_violations"
 ]
-AlertHook: TypeAlias = Callable[["Alert"], None]
+AlertHook: TypeAlias = Callable[[Alert], None]
 
 
 class ExceptionStats(msgspec.Struct):
@@ -38,18 +39,9 @@ class ExceptionStats(msgspec.Struct):
     """A release found another holder, or a lease that had been ended."""
 
 
-class Alert(msgspec.Struct, frozen=True):
-    """Something that an operator should know."""
-
-    type: str
-    level: Literal["warning", "critical"]
-    lock_key: str
-    message: str
-
-
 def log_alert(alert: Alert) -> None:
     """The default alert hook: one line in the log."""
-    level = logging.CRITICAL if alert.level == "critical" else logging.WARNING
+    level = logging.WARNING if alert.level == "warning" else logging.CRITICAL
     extra = {"alert_type": alert.type, "lock_key": alert.lock_key}
     logger.log(level, "%s: %s", alert.type, alert.message, extra=extra)
 
@@ -58,20 +50,6 @@ def default_log_path() -> Path:
     """The user's state directory (XDG_STATE_HOME, else ~/.local/state)."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "aiogpulock" / "critical_failures.log"
-
-
-class CriticalFailure(msgspec.Struct, frozen=True, kw_only=True):
-    """A lock that could not be left in the normal way."""
-
-    lock_key: str
-    task_name: str
-    error: str
-    traceback: str
-    timestamp: str
-    """ISO 8601, UTC."""
-    hostname: str
-    released: bool
-    """The emergency release freed the lock after all."""
 
 
 class CriticalFailureLog:
@@ -101,14 +79,22 @@ class CriticalFailureLog:
 class Incidents:
     """Counts, records and reports. Nothing here raises: it runs while a lock is being left.
 
-    `on_unsent` is called with the lock whose shared counters in Redis have something to add.
+    `on_unsent` is called with the lock whose shared counters in Redis have something to add, `on_alert` with each alert
+    that others than this process should hear of.
     """
 
-    def __init__(self, log: CriticalFailureLog, alert_hook: AlertHook, on_unsent: Callable[[LockKeys], None]) -> None:
+    def __init__(
+        self,
+        log: CriticalFailureLog,
+        alert_hook: AlertHook,
+        on_unsent: Callable[[LockKeys], None],
+        on_alert: Callable[[LockKeys, Alert], None],
+    ) -> None:
         self.stats = ExceptionStats()
         self._log = log
         self._alert_hook = alert_hook
         self._on_unsent = on_unsent
+        self._on_alert = on_alert
         self._unsent: dict[LockKeys, Counter[str]] = {}
 
     def count(self, counter: ExceptionCounter, keys: LockKeys) -> None:
@@ -127,8 +113,21 @@ class Incidents:
     def record(self, keys: LockKeys, task_name: str, error: BaseException, *, released: bool) -> CriticalFailure:
         return self._log.record(keys.lock, task_name, error, released=released)
 
-    def alert(self, kind: str, level: Literal["warning", "critical"], keys: LockKeys, message: str) -> None:
-        try:
-            self._alert_hook(Alert(kind, level, keys.lock, message))
-        except Exception:
-            logger.exception("the alert hook failed for %s", kind)
+    def alert(
+        self,
+        kind: str,
+        level: AlertLevel,
+        keys: LockKeys,
+        message: str,
+        *,
+        holder: str = "",
+        task_name: str = "",
+        record: CriticalFailure | None = None,
+    ) -> None:
+        """Tell this process's hook, and through the lock's history whoever watches. Safe from any thread."""
+        alert = Alert(kind, level, keys.lock, message, holder, task_name, record)
+        for listener in (self._alert_hook, lambda alert: self._on_alert(keys, alert)):
+            try:
+                listener(alert)
+            except Exception:
+                logger.exception("the alert hook failed for %s", kind)

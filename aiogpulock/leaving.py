@@ -9,7 +9,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import anyio
 
@@ -106,14 +106,16 @@ async def _emergency(manager: GpuLockManager, hold: Hold, error: GpuLockError) -
     if isinstance(error, ProtocolError):
         incidents.count("release_script_errors", hold.keys)
     released = await _retry(manager, hold)
-    incidents.record(hold.keys, hold.task_name, error, released=released is not None)
+    failure = incidents.record(hold.keys, hold.task_name, error, released=released is not None)
+    whose: dict[str, Any] = {"holder": hold.id, "task_name": hold.task_name, "record": failure}
     if released is not None:
         incidents.count("emergency_releases", hold.keys)
-        incidents.alert("emergency_release", "warning", hold.keys, f"{hold.keys.lock} was released by a retry: {error}")
+        text = f"{hold.keys.lock} was released by a retry: {error}"
+        incidents.alert("gpu_lock_emergency_release", "warning", hold.keys, text, **whose)
         await _after(manager, hold, released)
     else:
         text = f"{hold.keys.lock} could not be released and stays held until its lease ends: {error}"
-        incidents.alert("release_failed", "critical", hold.keys, text)
+        incidents.alert("gpu_lock_critical_failure", "P0", hold.keys, text, **whose)
     return released
 
 

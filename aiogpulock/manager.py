@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -33,7 +34,7 @@ from aiogpulock.lease import Hold
 from aiogpulock.leaving import finish, leave
 from aiogpulock.liveness import this_process, with_companions
 from aiogpulock.lock import GpuLock
-from aiogpulock.models import HistoryEvent, LockSnapshot
+from aiogpulock.models import Alert, HistoryEvent, LockSnapshot
 from aiogpulock.owners import Owners
 from aiogpulock.parts import Parts
 from aiogpulock.scripts import Scripts, Terms
@@ -81,7 +82,7 @@ class GpuLockManager:
         self.holds = Holds()
         self.owners = Owners()
         self.incidents = Incidents(
-            CriticalFailureLog(settings.gpu_lock.critical_failure_log), alert_hook, self._send_counts
+            CriticalFailureLog(settings.gpu_lock.critical_failure_log), alert_hook, self._send_counts, self._send_alert
         )
         self._audit = AuditLog(lambda: self.settings.gpu_lock_monitor.audit_log)
         self._link = ServerLink(settings)
@@ -399,6 +400,18 @@ class GpuLockManager:
             return
         batch, counters = secrets.token_hex(16), self.incidents.take_unsent(keys)
         self._add_errand(f"counters {batch}", lambda: self.urgent.count(keys, batch, counters))
+
+    def _send_alert(self, keys: LockKeys, alert: Alert) -> None:
+        """Into the lock's history, where a monitor finds it; from any thread, and when Redis is back if it is away."""
+        if self._parts is None or self._closed:
+            return
+        note = secrets.token_hex(16)
+        add = partial(self._add_errand, f"alert {note}", lambda: self.urgent.note(keys, note, alert, self.actor))
+        if asyncio._get_running_loop() is self._loop:
+            add()
+        else:  # the guard thread: the loop is blocked, and hears of it afterwards
+            with suppress(RuntimeError):  # it is closed
+                self.running_loop.call_soon_threadsafe(add)
 
     def on_message(self, message: Message) -> None:
         keys = self._keys_of(message.lock)

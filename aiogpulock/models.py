@@ -230,3 +230,36 @@ class HistoryEvent(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds."""
     details: dict[str, str]
     """What an event of its kind has beside."""
+
+
+class CriticalFailure(msgspec.Struct, frozen=True, kw_only=True):
+    """A lock that could not be left in the normal way."""
+
+    lock_key: str
+    task_name: str
+    error: str
+    traceback: str
+    timestamp: str
+    """ISO 8601, UTC."""
+    hostname: str
+    released: bool
+    """The emergency release freed the lock after all."""
+
+
+AlertLevel: TypeAlias = Literal["warning", "critical", "P0"]
+"""P0: a lock could not be left and stays held; look at once."""
+
+
+class Alert(msgspec.Struct, frozen=True):
+    """Something that an operator should know."""
+
+    type: str
+    level: AlertLevel
+    lock_key: str
+    """Empty: it concerns no single lock."""
+    message: str
+    holder: str = ""
+    """Whose lock it is: with type and lock, what makes two alerts the same."""
+    task_name: str = ""
+    record: CriticalFailure | None = None
+    """What the critical-failure log has of it."""

@@ -143,6 +143,6 @@ def _report_stall(manager: GpuLockManager) -> Callable[[Hold, float], None]:
             f"the event loop has been blocked for {late:.1f} s; the guard thread beats for it "
             f"for at most {hold.terms.max_stall:g} s. Move blocking work to a thread"
         )
-        manager.incidents.alert("event_loop_blocked", "warning", hold.keys, text)
+        manager.incidents.alert("loop_stalled", "warning", hold.keys, text, holder=hold.id, task_name=hold.task_name)
 
     return report

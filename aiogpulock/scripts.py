@@ -14,6 +14,7 @@ import msgspec
 from aiogpulock.errors import ProtocolError
 from aiogpulock.keys import LockKeys
 from aiogpulock.models import (
+    Alert,
     Beat,
     Finished,
     Held,
@@ -178,6 +179,14 @@ class Scripts:
         """Whether anybody was granted the lock after the holder of `token` had released it; True if Redis forgot."""
         fence = await self._client.execute("HGET", keys.fence, "token")
         return fence is None or int(fence) > token + 1
+
+    async def note(self, keys: LockKeys, note: str, alert: Alert, actor: str) -> None:
+        """Put an alert into the lock's history, once per id of the note."""
+        record = msgspec.json.encode(alert.record) if alert.record is not None else b""
+        await self._run(
+            "note", keys, Terms(0, 0), note, alert.type, alert.level, alert.task_name, alert.holder, actor,
+            alert.message, record,
+        )  # fmt: skip
 
     async def snapshot(self, keys: LockKeys) -> LockSnapshot:
         """The lock at one moment; writes nothing."""

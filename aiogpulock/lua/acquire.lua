@@ -101,6 +101,10 @@ end
 
 local free = not value and not holder
 local seated = redis.call('ZSCORE', QUEUE, id)
+if seated then
+  local seat = read_seat(id)
+  seated = seat and seat.inbox == me.inbox   -- else the walk takes it for dead, though its waiter calls
+end
 local waiters = redis.call('ZCARD', QUEUE)
 local most = tonumber(ARGV[14])
 

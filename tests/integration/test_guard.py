@@ -46,7 +46,7 @@ def test_a_loop_blocked_for_three_timeouts_keeps_its_lease(
     assert waiter.expect("held")["at"] > unblocked
     assert waiter.expect("held")["token"] > holder.expect("held")["token"]
     assert register.overlaps == []
-    assert "event_loop_blocked" in holder.errors, "the stall is reported"
+    assert "loop_stalled" in holder.errors, "the stall is reported"
 
 
 def test_with_the_guard_off_a_blocked_loop_loses_the_lease_and_its_body_is_cancelled(
@@ -105,7 +105,7 @@ def test_a_server_that_hangs_is_no_blocked_loop(own_server: RealServer, lone_cre
     holder.expect("held", name="b")
     holder.tell("block", seconds=1.5)
     holder.expect("unblocked")
-    assert "event_loop_blocked" in holder.errors, "a real stall is reported after all"
+    assert "loop_stalled" in holder.errors, "a real stall is reported after all"
 
 
 def test_a_lease_of_a_closed_loop_is_released_though_its_process_lives(

@@ -305,3 +305,19 @@ def test_every_script_refuses_a_holder_of_a_newer_protocol(lock: RawLock) -> Non
     ]
     assert replies == [["newer", 2]] * 11
     assert {key: lock.client.dump(key) for key in before} == before
+
+
+def test_a_waiter_whose_record_was_lost_is_seated_anew_by_its_next_call(lock: RawLock) -> None:
+    lock.hold("a")
+    arrival = lock.acquire("b")[2]
+    lock.client.delete(lock.keys.lock, lock.key("holder"))
+    lock.client.hdel(lock.key("waiters"), "b")
+    assert lock.acquire("b", arrival=arrival)[0] == "held"
+
+
+def test_an_alert_is_noted_once_in_the_history(lock: RawLock) -> None:
+    for _ in range(2):
+        lock.call("note", "id", "loop_stalled", "warning", "task", "holder", "host:1", "it stalls", "{}")
+    [(_, event)] = lock.client.xrange(lock.key("events"))
+    assert (event["event"], event["reason"], event["message"]) == ("alert", "loop_stalled", "it stalls")
+    assert lock.client.hget(lock.key("stats"), "alerts") == "1"

@@ -83,7 +83,7 @@ async def test_emergency_release_on_normal_failure(
     assert (stats.normal_release_failures, stats.emergency_releases) == (1, 1)
     assert (stats.release_script_errors, stats.ownership_violations) == (0, 0)
     [alert] = alerts
-    assert (alert.type, alert.level, alert.lock_key) == ("emergency_release", "warning", "gpu_lock:0")
+    assert (alert.type, alert.level, alert.lock_key) == ("gpu_lock_emergency_release", "warning", "gpu_lock:0")
 
 
 async def test_an_emergency_release_never_frees_the_successor(fragile: GpuLockManager, own_server: RealServer) -> None:
@@ -121,7 +121,7 @@ async def test_critical_failure_recording(
         assert timedelta(0) <= datetime.now(UTC) - datetime.fromisoformat(line["timestamp"]) < timedelta(minutes=5)
         assert line["hostname"] == socket.gethostname()
         assert line["released"] is False
-    assert {(alert.type, alert.level) for alert in alerts} == {("release_failed", "critical")}
+    assert {(alert.type, alert.level) for alert in alerts} == {("gpu_lock_critical_failure", "P0")}
 
 
 async def test_the_log_is_in_the_state_directory_by_default(
@@ -156,7 +156,7 @@ async def test_the_default_alert_is_a_line_in_the_log(own_server: RealServer, ca
             own_server.pause()
         own_server.resume()
     [record] = [record for record in caplog.records if record.levelno == logging.CRITICAL]
-    assert record.message.startswith("release_failed: gpu_lock:0 could not be released")
+    assert record.message.startswith("gpu_lock_critical_failure: gpu_lock:0 could not be released")
     assert record.lock_key == "gpu_lock:0"  # type: ignore[attr-defined]
 
 
