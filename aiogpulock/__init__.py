@@ -13,11 +13,14 @@ if TYPE_CHECKING:
     from aiogpulock.config import Settings as Settings
     from aiogpulock.errors import AuthenticationError as AuthenticationError
     from aiogpulock.errors import ConfigError as ConfigError
+    from aiogpulock.errors import DeviceBusyError as DeviceBusyError
+    from aiogpulock.errors import DeviceQuarantinedError as DeviceQuarantinedError
     from aiogpulock.errors import GpuLockError as GpuLockError
     from aiogpulock.errors import InvalidGpuError as InvalidGpuError
     from aiogpulock.errors import LeaseLostError as LeaseLostError
     from aiogpulock.errors import LockTimeoutError as LockTimeoutError
     from aiogpulock.errors import ManagerClosedError as ManagerClosedError
+    from aiogpulock.errors import MemoryNotFreedError as MemoryNotFreedError
     from aiogpulock.errors import NestedLockError as NestedLockError
     from aiogpulock.errors import ProtocolError as ProtocolError
     from aiogpulock.errors import QueueFullError as QueueFullError
@@ -34,11 +37,14 @@ if TYPE_CHECKING:
 _ERRORS = (
     "AuthenticationError",
     "ConfigError",
+    "DeviceBusyError",
+    "DeviceQuarantinedError",
     "GpuLockError",
     "InvalidGpuError",
     "LeaseLostError",
     "LockTimeoutError",
     "ManagerClosedError",
+    "MemoryNotFreedError",
     "NestedLockError",
     "ProtocolError",
     "QueueFullError",

@@ -228,7 +228,7 @@ class Acquisition:
             self._wish.keys,
             self._wish.gpu,
             waiter.id,
-            reply.token,
+            reply,
             terms=self._terms,
             identity=identity,
             owner=self._wish.owner,
@@ -290,7 +290,8 @@ def _describe(reply: Waiting) -> str:
         return "nobody"
     process = parse_process(reply.holder_process)
     name = task_of(reply.value)
-    return f"{name} on {process.host} pid {process.pid}" if process else name
+    draining = ", which waits for the GPU's memory to come back" if reply.holder_phase == "draining" else ""
+    return f"{name} on {process.host} pid {process.pid}{draining}" if process else name
 
 
 def task_of(value: str) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aiogpulock.acquisition import Acquisition, Wish
+from aiogpulock.caretaker import STRICT
 from aiogpulock.lease import Hold
+from aiogpulock.leaving import leave, reason_for
 
 if TYPE_CHECKING:
     from aiogpulock.manager import GpuLockManager
@@ -17,4 +19,10 @@ async def admitted(manager: GpuLockManager, wish: Wish) -> Hold:
     before = caretaker.expect(wish.gpu, memory)
     hold = await Acquisition(manager, wish).run()
     caretaker.begin(hold, memory, before)
+    if memory.policy in STRICT:
+        try:
+            await caretaker.looked(hold)
+        except BaseException as error:
+            await leave(manager, hold, reason_for(error))
+            raise
     return hold

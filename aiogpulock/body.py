@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from aiogpulock.errors import LeaseLostError
+from aiogpulock.errors import LeaseLostError, MemoryNotFreedError
 
 
 class Body:
@@ -43,10 +43,10 @@ class Body:
         return ours and isinstance(error, asyncio.CancelledError)
 
 
-def raise_loss(loss: LeaseLostError, error: BaseException | None, *, ours: bool) -> None:
-    """Decide what comes out of a body whose lease was lost.
+def raise_loss(loss: LeaseLostError | MemoryNotFreedError, error: BaseException | None, *, ours: bool) -> None:
+    """Decide what comes out of a body whose lease was lost, or whose memory did not come back.
 
-    Its own exception stays, with the loss as a note; an outside cancellation wins; otherwise `LeaseLostError`.
+    Its own exception stays, with the loss as a note; an outside cancellation wins; otherwise the loss is raised.
     """
     if error is None or ours:
         raise loss from None

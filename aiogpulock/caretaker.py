@@ -1,25 +1,29 @@
 """Looks after a GPU's memory around each hold: what it was before, and whether it came back.
 
 Under ``report`` nothing waits for that: the first look is begun before the lock is asked for, and the verdict comes
-after the hand-off. A process that takes the lock again at once gets one verdict, after its last hold.
+after the hand-off. A process that takes the lock again at once gets one verdict, after its last hold. Under the strict
+policies the body waits for the first look, and the release for the verdict.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from aiogpulock import clock
 from aiogpulock.config import GpuMemorySettings
 from aiogpulock.errands import Errands
-from aiogpulock.errors import GpuLockError
+from aiogpulock.errors import GpuLockError, MemoryNotFreedError
 from aiogpulock.gpu.footprint import Before, Footprint, footprint
 from aiogpulock.gpu.memory import MemoryReport, Terms
+from aiogpulock.gpu.quarantine import quarantine_for
+from aiogpulock.gpu.reclaim import reclaim
 from aiogpulock.gpu.records import Gpu
-from aiogpulock.gpu.verify import Reader, Verification, own_pids, skipped, unverifiable
+from aiogpulock.gpu.verify import Reader, Verification, nobody, own_pids, skipped, unverifiable
+from aiogpulock.incidents import Incidents
 from aiogpulock.lease import Hold
 from aiogpulock.scripts import Scripts
 
@@ -32,7 +36,8 @@ STALE = 0.050
 LAST_WORD = 0.25
 """Seconds that the verdicts under way are given when the manager is closed."""
 
-SAME_PROCESS = "same process: it holds the lock again, and its memory is the new hold's too"
+STRICT = ("hold", "raise", "quarantine")
+LOST = "the lease was lost: the memory is somebody else's affair"
 _LEVELS = {"not_freed": logging.WARNING, "foreign": logging.WARNING, "unverifiable": logging.INFO}
 
 
@@ -50,13 +55,26 @@ class Care:
         return Terms(tolerance=self.settings.tolerance_bytes, settle_time=self.settings.settle_time)
 
 
+def complaint(hold: Hold) -> MemoryNotFreedError | None:
+    """What the release raises under ``raise``."""
+    report = hold.memory_report
+    if hold.memory is None or hold.memory.policy != "raise" or report is None or report.status != "not_freed":
+        return None
+    return MemoryNotFreedError(
+        f"{hold.keys.lock} was released, and the GPU's memory has not come back: {report.reason}. Free it in the body, "
+        "or by a `cleanup`; a longer gpu_memory.settle_time waits longer",
+        report,
+    )
+
+
 class Caretaker:
     """The memory of all holds of one manager."""
 
-    def __init__(self, nvml: Reader, scripts: Scripts, errands: Errands) -> None:
+    def __init__(self, nvml: Reader, scripts: Scripts, errands: Errands, incidents: Incidents) -> None:
         self._nvml = nvml
         self._scripts = scripts
         self._errands = errands
+        self._incidents = incidents
         self._cares: dict[str, Care] = {}
         self._owed: dict[str, Care] = {}
         """Holds that are over and not judged yet, by device: at most one each."""
@@ -64,18 +82,20 @@ class Caretaker:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         """Verdicts under way, by device."""
         self._looks: set[asyncio.Task[None]] = set()
+        self._judging: set[str] = set()
+        """Ids of holds whose release waits for the verdict."""
 
     # a hold begins
 
     def expect(self, gpu: Gpu, settings: GpuMemorySettings) -> Before | None:
         """A hold is asked for: begin the first look. None: there is nothing to look at, or no need to."""
-        if gpu.uuid is None or settings.policy == "off" or gpu.remote or self._unjudged(gpu.uuid):
+        if settings.policy != "report" or gpu.uuid is None or gpu.remote or self._unjudged(gpu.uuid):
             return None
         return self._look(gpu.uuid, settings)
 
     def begin(self, hold: Hold, settings: GpuMemorySettings, before: Before | None) -> None:
         """The hold begins now; `before` is what `expect` answered."""
-        gpu = hold.gpu
+        gpu, hold.memory = hold.gpu, settings
         if settings.policy == "off":
             return
         if gpu.uuid is None or gpu.remote:
@@ -86,12 +106,19 @@ class Caretaker:
         prints.holding += 1
         owed = self._unjudged(gpu.uuid)
         self._skip(gpu.uuid)
-        if owed is not None and not owed.trouble:
+        if owed is not None and (owed.baseline is not None or not owed.looked.is_set()):
             before = owed
-        elif before is None or clock.now() > before.asked_at + STALE:
+        elif before is None or settings.policy in STRICT or clock.now() > before.asked_at + STALE:
             before = self._look(gpu.uuid, settings)
-        before.held_at = min(before.held_at, hold.acquired_at)
+        if settings.policy not in STRICT:
+            before.held_at = min(before.held_at, hold.acquired_at)
         self._cares[hold.id] = Care(hold, settings, before, prints)
+
+    async def looked(self, hold: Hold) -> None:
+        """The first look is over: what the hold allocates from now on is known to be its own."""
+        care = self._cares.get(hold.id)
+        if care is not None:
+            await care.before.looked.wait()
 
     def _unjudged(self, uuid: str) -> Before | None:
         """The first look of the hold before, if that is not judged yet."""
@@ -107,6 +134,49 @@ class Caretaker:
 
     # a hold ends
 
+    async def before_release(self, hold: Hold) -> None:
+        """Caches are given back; under a strict policy the memory is waited for, while the heartbeat goes on."""
+        if hold.memory is not None and hold.memory.cleanup:
+            await self._reclaim(hold, hold.memory.cleanup)
+        care = self._cares.get(hold.id)
+        if care is None or care.settings.policy not in STRICT or hold.state != "held" or hold.id in self._judging:
+            return
+        self._judging.add(hold.id)
+        try:
+            await self._tell_draining(hold)
+            hold.memory_report = report = await self._strict_verdict(care)
+        finally:
+            self._judging.discard(hold.id)
+        if report.status == "not_freed" and care.settings.policy == "quarantine":
+            self._quarantine(care, report)
+
+    async def _reclaim(self, hold: Hold, names: Sequence[str]) -> None:
+        for done in await reclaim(names):
+            if done.outcome in ("failed", "late"):
+                self._incidents.keep("cleanup_failures", hold.keys)
+
+    async def _tell_draining(self, hold: Hold) -> None:
+        """A lost answer harms nobody: others then see a holder as before."""
+        sent_at = clock.now()
+        try:
+            beat = await self._scripts.drain(hold.keys, hold.id, hold.token, hold.terms.lease)
+        except GpuLockError as error:
+            logger.debug("could not tell that %s is draining: %s", hold.keys.lock, error)
+            return
+        if beat.status == "renewed":
+            hold.confirm(sent_at)
+
+    async def _strict_verdict(self, care: Care) -> MemoryReport:
+        return await self._verdict(care, nobody, lambda: LOST if care.hold.lost_reason is not None else "")
+
+    def _quarantine(self, care: Care, report: MemoryReport) -> None:
+        hold, before = care.hold, care.before
+        if before.baseline is not None:
+            hold.quarantine = quarantine_for(
+                report, before.baseline, care.terms, hold.task_name, before.uuid, before.pids
+            )
+        self._incidents.alert("gpu_quarantined", "critical", hold.keys, f"{hold.keys.lock}: {report.reason}")
+
     def end(self, hold: Hold, *, in_order: bool) -> None:
         """The hold is over. `in_order`: by its release, and not by a loss."""
         care = self._cares.pop(hold.id, None)
@@ -114,8 +184,13 @@ class Caretaker:
             return
         care.prints.holding -= 1
         if not in_order:
-            hold.memory_report = skipped(hold.gpu.id, "the lease was lost: the memory is somebody else's affair")
-            return
+            hold.memory_report = skipped(hold.gpu.id, LOST)
+        elif hold.memory_report is not None:
+            self._tell(hold, hold.memory_report)
+        else:
+            self._judge_later(care)
+
+    def _judge_later(self, care: Care) -> None:
         uuid = care.before.uuid
         self._owed[uuid] = care
         care.prints.owed = care.before if care.before.baseline is not None else None
@@ -130,7 +205,7 @@ class Caretaker:
         if task is not None:
             task.cancel()
         if care is not None:
-            care.hold.memory_report = skipped(care.hold.gpu.id, SAME_PROCESS)
+            care.hold.memory_report = skipped(care.hold.gpu.id, care.prints.SAME_PROCESS)
 
     def _begin_verdict(self, uuid: str) -> None:
         self._timers.pop(uuid, None)
@@ -141,7 +216,7 @@ class Caretaker:
         """The verdict under ``report``."""
         uuid = care.before.uuid
         try:
-            report = await self._verdict(care, lambda: SAME_PROCESS if care.prints.holding else "")
+            report = await self._verdict(care, partial(self._granted_since, care.hold), care.prints.again_held)
         except asyncio.CancelledError:
             if self._owed.get(uuid) is care:  # not by `_skip`
                 del self._owed[uuid]
@@ -150,10 +225,11 @@ class Caretaker:
         del self._owed[uuid], self._tasks[uuid]
         self._tell(care.hold, report)
 
-    async def _verdict(self, care: Care, ended: Callable[[], str]) -> MemoryReport:
+    async def _verdict(
+        self, care: Care, granted: Callable[[], Awaitable[bool]], ended: Callable[[], str]
+    ) -> MemoryReport:
         hold, prints = care.hold, care.prints
-        while care.before.baseline is None and not care.before.trouble:
-            await asyncio.sleep(VERDICT_AFTER)
+        await care.before.looked.wait()
         baseline = care.before.judged(prints.idle, care.terms.tolerance)
         if baseline is None:
             return unverifiable(hold.gpu.id, care.before.trouble)
@@ -163,7 +239,7 @@ class Caretaker:
             care.before.uuid,
             care.before.pids,
             care.terms,
-            granted=partial(self._granted_since, hold),
+            granted=granted,
             ended=ended,
         )
         report = await verification.run(baseline)

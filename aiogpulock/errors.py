@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aiogpulock.gpu.memory import MemoryReport
+    from aiogpulock.gpu.records import GpuProcess
+
 
 class GpuLockError(Exception):
     """Base of all errors of this library."""
@@ -48,6 +54,46 @@ class LeaseLostError(GpuLockError):
 def _rebuild_lease_lost(message: str, reason: str, fencing_token: int) -> LeaseLostError:
     """Pickling passes positional arguments only; a Celery result carries this error between processes."""
     return LeaseLostError(message, reason=reason, fencing_token=fencing_token)
+
+
+class DeviceBusyError(GpuLockError):
+    """Processes that hold no lock use the GPU, or less memory is free than `require_free`. The lock was handed on.
+
+    `processes` are the foreign ones: pid, start time, bytes and command name of each.
+    """
+
+    def __init__(self, message: str, processes: tuple[GpuProcess, ...] = ()) -> None:
+        super().__init__(message)
+        self.processes = processes
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.args[0], self.processes)
+
+
+class DeviceQuarantinedError(GpuLockError):
+    """Memory of a former holder has not come back, and policy ``quarantine`` tells its successors.
+
+    `reason` says who left what. The lock was handed on. The first holder that finds the memory free ends the
+    quarantine; `GpuLockManager.lift_quarantine` ends it by hand.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.args[0], self.reason)
+
+
+class MemoryNotFreedError(GpuLockError):
+    """Policy ``raise``: the lock was released, and the GPU's memory had not come back. `report` is the verdict."""
+
+    def __init__(self, message: str, report: MemoryReport) -> None:
+        super().__init__(message)
+        self.report = report
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.args[0], self.report)
 
 
 class RedisUnavailableError(GpuLockError):

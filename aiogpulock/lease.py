@@ -12,10 +12,12 @@ from contextlib import suppress
 from typing import Literal, NamedTuple
 
 from aiogpulock import clock
+from aiogpulock.config import GpuMemorySettings
 from aiogpulock.errors import LeaseLostError
 from aiogpulock.gpu.memory import MemoryReport
 from aiogpulock.gpu.records import Gpu
 from aiogpulock.keys import LockKeys
+from aiogpulock.models import Held
 from aiogpulock.scripts import LeaseTerms, Terms
 
 logger = logging.getLogger(__name__)
@@ -47,7 +49,7 @@ class Hold:
         keys: LockKeys,
         gpu: Gpu,
         holder_id: str,
-        fencing_token: int,
+        grant: Held,
         *,
         terms: HoldTerms,
         identity: tuple[str, str, bytes, int],
@@ -57,7 +59,8 @@ class Hold:
         self.keys = keys
         self.gpu = gpu
         self.id = holder_id
-        self.token = fencing_token
+        self.grant = grant
+        self.token = grant.token
         self.terms = terms
         self.inbox, self.task_name, self.process, self.arrival_us = identity
         self.owner = owner
@@ -69,6 +72,10 @@ class Hold:
         self._thread = threading.get_ident()
         self.lost_reason: str | None = None
         self.memory_report: MemoryReport | None = None
+        self.memory: GpuMemorySettings | None = None
+        """How the memory of this hold is looked after."""
+        self.quarantine = ""
+        """What the release is to tell the next holders of the GPU, as a `Quarantine` in JSON."""
         self.revocation = ""
         """The reason that a message gave for a revocation, until a beat confirms it."""
         self._state: State = "held"

@@ -17,6 +17,7 @@ from aiogpulock import clock
 from aiogpulock.errors import GpuLockError, ProtocolError
 from aiogpulock.lease import Hold
 from aiogpulock.models import Released
+from aiogpulock.scripts import Scripts
 
 if TYPE_CHECKING:
     from aiogpulock.manager import GpuLockManager
@@ -58,6 +59,7 @@ async def leave(manager: GpuLockManager, hold: Hold, reason: str, clean_up: Clea
     try:
         if clean_up is not None:
             await _clean_up(manager, hold, clean_up)
+        await manager.caretaker.before_release(hold)
     finally:
         hold.begin_release()
         released: Released | None = None
@@ -85,11 +87,15 @@ async def _clean_up(manager: GpuLockManager, hold: Hold, clean_up: CleanUp) -> N
 
 async def _release(manager: GpuLockManager, hold: Hold, reason: str) -> Released | None:
     try:
-        released = await manager.urgent.release(hold.keys, hold.terms.script, hold.id, hold.token, reason)
+        released = await _end(manager.urgent, hold, reason)
     except GpuLockError as error:
         return await _emergency(manager, hold, error)
     await _after(manager, hold, released)
     return released
+
+
+async def _end(scripts: Scripts, hold: Hold, reason: str) -> Released:
+    return await scripts.release(hold.keys, hold.terms.script, hold.id, hold.token, reason, hold.quarantine)
 
 
 async def _after(manager: GpuLockManager, hold: Hold, released: Released) -> None:
@@ -123,9 +129,7 @@ async def _retry(manager: GpuLockManager, hold: Hold) -> Released | None:
     pause, deadline = 0.05, clock.now() + manager.emergency_seconds
     while True:
         try:
-            return await manager.emergency_scripts(
-                lambda scripts: scripts.release(hold.keys, hold.terms.script, hold.id, hold.token, "emergency")
-            )
+            return await manager.emergency_scripts(lambda scripts: _end(scripts, hold, "emergency"))
         except GpuLockError as error:
             logger.warning("emergency release of %s failed: %s", hold.keys.lock, error)
         if clock.now() + pause >= deadline:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from aiogpulock.acquisition import Wish
 from aiogpulock.admission import admitted
 from aiogpulock.body import Body, raise_loss
+from aiogpulock.caretaker import complaint
 from aiogpulock.config import LockSettings
-from aiogpulock.errors import ConfigError, LeaseLostError
+from aiogpulock.errors import ConfigError, LeaseLostError, MemoryNotFreedError
 from aiogpulock.keys import check_gpu_id, clean_task_name, lock_keys
 from aiogpulock.lease import Hold, Lease
 from aiogpulock.leaving import CleanUp, leave, reason_for
@@ -108,6 +109,8 @@ class GpuLock:
                 raise hold.loss()
             if released is not None and not released.ok:
                 raise hold.loss({"reaped": "lease_expired", "forced": "forced"}.get(released.detail, "not_owner"))
+            if not_freed := complaint(hold):
+                raise not_freed
 
         if self._on_lost is not None:
             hold.when_lost(self._on_lost)
@@ -236,11 +239,11 @@ class _Steps:
                 self._lease.check()
 
 
-async def _release(lease: Lease, reason: str) -> LeaseLostError | None:
+async def _release(lease: Lease, reason: str) -> LeaseLostError | MemoryNotFreedError | None:
     try:
         await lease.release(reason)
-    except LeaseLostError as loss:
-        return loss
+    except (LeaseLostError, MemoryNotFreedError) as error:
+        return error
     return None
 
 

@@ -71,6 +71,8 @@ class Held(NamedTuple):
     """The last holder died: what it started may still compute."""
     waited: float
     """Seconds since the waiter arrived, on the server's clock."""
+    quarantine: str = ""
+    """Why the GPU is quarantined, as a `Quarantine` in JSON; empty: it is not."""
 
 
 class Waiting(NamedTuple):
@@ -145,6 +147,35 @@ class Swept(NamedTuple):
     """Sweep again."""
 
 
+class Quarantine(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory of a GPU that did not come back, as it is kept in Redis until somebody finds it free. Sizes are bytes."""
+
+    reason: str
+    """In words: who left what."""
+    uuid: str
+    task: str
+    pids: tuple[int, ...]
+    """Of the holder, as NVML numbers them; none: it does not tell."""
+    own_before: int
+    """What they had before their hold."""
+    used_before: int
+    """On the whole device then."""
+    version: int
+    """Of NVML's memory call: figures of another one cannot be compared."""
+    room: int
+    """How much more counts as back."""
+    since: float
+    """Epoch seconds."""
+
+
+def quarantine_of(text: str) -> Quarantine | None:
+    """What is kept in Redis, or None if it is nothing that we can understand."""
+    try:
+        return msgspec.json.decode(text, type=Quarantine)
+    except msgspec.DecodeError:
+        return None
+
+
 class WaiterSnapshot(msgspec.Struct, frozen=True):
     """One queued request."""
 
@@ -200,6 +231,8 @@ class LockSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     queue: tuple[WaiterSnapshot, ...]
     """The first in line that are alive."""
     stats: dict[str, int]
+    quarantine: str | None = None
+    """Why the GPU is quarantined, in words."""
 
     @property
     def silent_for(self) -> float | None:

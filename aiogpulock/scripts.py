@@ -27,6 +27,7 @@ from aiogpulock.models import (
     Swept,
     WaiterSnapshot,
     Waiting,
+    quarantine_of,
 )
 from aiogpulock.redis_client import RedisClient, ScriptMissingError
 
@@ -88,7 +89,8 @@ class Scripts:
         )  # fmt: skip
         match reply[0]:
             case b"held":
-                return Held(token=reply[1], dirty=reply[2] == b"1", waited=reply[3] / 1000)
+                told = reply[4].decode("utf-8", "replace")
+                return Held(token=reply[1], dirty=reply[2] == b"1", waited=reply[3] / 1000, quarantine=told)
             case b"waiting":
                 return _waiting(reply)
             case b"busy" | b"full":
@@ -98,9 +100,11 @@ class Scripts:
             case _:
                 return Finished(_outcome(reply, keys))
 
-    async def release(self, keys: LockKeys, terms: Terms, holder_id: str, token: int, reason: str) -> Released:
-        """Release and hand off."""
-        reply = await self._run("release", keys, terms, holder_id, token, reason)
+    async def release(
+        self, keys: LockKeys, terms: Terms, holder_id: str, token: int, reason: str, quarantine: str = ""
+    ) -> Released:
+        """Release and hand off. `quarantine`: tell the next holders from now on that the GPU's memory is not free."""
+        reply = await self._run("release", keys, terms, holder_id, token, reason, quarantine)
         match reply[0]:
             case b"released":
                 return Released(ok=True, more=reply[1] == 1, detail="")
@@ -123,6 +127,10 @@ class Scripts:
         calls = [(keys, (holder_id, token, *lease)) for keys, holder_id, token, lease in beats]
         replies = await self._many("heartbeat", calls)
         return [_beat_or_error(reply, beat[0]) for reply, beat in zip(replies, beats, strict=True)]
+
+    async def drain(self, keys: LockKeys, holder_id: str, token: int, lease: LeaseTerms) -> Beat:
+        """A beat that tells everybody that the holder only waits for its memory."""
+        return parse_beat(await self._run("heartbeat", keys, Terms(0, 0), holder_id, token, *lease, "draining"), keys)
 
     async def reassert(
         self, keys: LockKeys, holder_id: str, token: int, lease: LeaseTerms, claim: Sequence[Any]
@@ -174,6 +182,15 @@ class Scripts:
         await self._run(
             "verdict", keys, Terms(0, 0), verdict_id, holder_id, token, task, report.status, report.reason, *told
         )
+
+    async def lift(self, keys: LockKeys, seen: str, reason: str, actor: str) -> bool:
+        """End the quarantine that was seen. Answers whether it was still that one."""
+        return bool((await self._run("lift", keys, Terms(0, 0), seen, reason, actor))[0] == b"lifted")
+
+    async def quarantine(self, keys: LockKeys) -> str:
+        """What is kept of a quarantine; empty: there is none."""
+        text = await self._client.execute("HGET", keys.fence, "quarantine")
+        return text.decode("utf-8", "replace") if text else ""
 
     async def granted_since(self, keys: LockKeys, token: int) -> bool:
         """Whether anybody was granted the lock after the holder of `token` had released it; True if Redis forgot."""
@@ -302,7 +319,7 @@ def _number(text: str | None) -> int | None:
 
 
 def _snapshot(reply: list[Any], keys: LockKeys) -> LockSnapshot:
-    _, now_ms, raw_value, pttl, raw_holder, waiters, listed, raw_stats, dead, stray, foreign_since = reply
+    _, now_ms, raw_value, pttl, raw_holder, waiters, listed, raw_stats, dead, stray, foreign_since, quarantine = reply
     flat = [part.decode("utf-8", "replace") for part in raw_holder]
     holder = dict(zip(flat[::2], flat[1::2], strict=True))
     stats = {
@@ -342,7 +359,13 @@ def _snapshot(reply: list[Any], keys: LockKeys) -> LockSnapshot:
         stray_waiters=stray == 1,
         queue=tuple(_waiter(entry) for entry in listed),
         stats=stats,
+        quarantine=_why_quarantined(quarantine.decode("utf-8", "replace")),
     )
+
+
+def _why_quarantined(text: str) -> str | None:
+    quarantine = quarantine_of(text)
+    return quarantine.reason if quarantine else text or None
 
 
 def _waiter(entry: list[Any]) -> WaiterSnapshot:

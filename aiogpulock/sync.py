@@ -22,7 +22,7 @@ from anyio.from_thread import BlockingPortal
 
 from aiogpulock import signals
 from aiogpulock.api import gpu_lock as async_gpu_lock
-from aiogpulock.errors import LeaseLostError
+from aiogpulock.errors import LeaseLostError, MemoryNotFreedError
 from aiogpulock.lease import Lease as AsyncLease
 from aiogpulock.leaving import reason_for
 from aiogpulock.lock import GpuLock as AsyncGpuLock
@@ -159,10 +159,10 @@ class GpuLock:
     ) -> None:
         try:
             self._leases.current.release(reason_for(error))
-        except LeaseLostError as loss:
+        except (LeaseLostError, MemoryNotFreedError) as trouble:
             if error is None:
                 raise
-            error.add_note(f"{type(loss).__name__}: {loss}")
+            error.add_note(f"{type(trouble).__name__}: {trouble}")
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Run a plain function under the lock."""

@@ -13,7 +13,7 @@ from msgspec import Meta
 from msgspec.structs import asdict, replace
 
 from aiogpulock.config.schema import PER_LOCK, Given, Order, Schema, refusal
-from aiogpulock.config.values import SIZE_WORDS, check_alert_urls, check_redis_url
+from aiogpulock.config.values import SIZE_WORDS, check_alert_urls, check_reclaimers, check_redis_url
 from aiogpulock.config.values import parse_size as parse_size
 from aiogpulock.config.values import redact_url as redact_url
 from aiogpulock.errors import ConfigError
@@ -194,10 +194,9 @@ def override_monitor(settings: Settings, keywords: Mapping[str, object]) -> Moni
 
 # Values that promise a protection which this version does not give. To be deleted when the GPU side lands.
 _NOT_YET = {
-    "gpu_lock.gpu_memory.policy": lambda value: value in ("hold", "raise", "quarantine"),
+    "gpu_lock.gpu_memory.policy": lambda value: value == "quarantine",
     "gpu_lock.gpu_memory.require_free": lambda value: value is not None,
     "gpu_lock.gpu_memory.on_busy": lambda value: value in ("wait", "raise"),
-    "gpu_lock.gpu_memory.cleanup": bool,
 }
 
 
@@ -212,6 +211,7 @@ SCHEMA = Schema(
         "gpu_lock.redis.url": check_redis_url,
         "gpu_lock.redis.namespace": _check_namespace,
         "gpu_lock.gpu_memory.tolerance": parse_size,
+        "gpu_lock.gpu_memory.cleanup": check_reclaimers,
         "gpu_lock.gpu_memory.require_free": lambda value, key: None if value is None else parse_size(value, key),
         "gpu_lock_alerts.urls": check_alert_urls,
     },

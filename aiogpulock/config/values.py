@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 from aiogpulock.errors import ConfigError
 
 SIZE_WORDS = "a size such as '256MiB' or '1.5GB', or a whole number of bytes"
+RECLAIMER_NAMES = ("gc", "torch", "cupy")
+"""What ``gpu_memory.cleanup`` may list; `gpu.reclaim` has the functions."""
 _REDIS_URL_WORDS = (
     "redis://host:port/db, rediss://host:port/db or unix:///path, special characters in a password percent-encoded"
 )
@@ -73,6 +75,13 @@ def _is_redis_url(url: str) -> bool:
         return bool(parts.path) and not parts.fragment
     has_place = bool(parts.hostname) or not parts.netloc
     return has_place and not parts.fragment and re.fullmatch(r"/?[0-9]*/?", parts.path) is not None
+
+
+def check_reclaimers(names: Iterable[str], key: str) -> None:
+    """Raise `ConfigError` for a name that is no reclaimer."""
+    for name in names:
+        if name not in RECLAIMER_NAMES:
+            raise ConfigError(f"{key}: {show(name)} is no reclaimer; known are {', '.join(RECLAIMER_NAMES)}")
 
 
 def check_alert_urls(urls: Iterable[str], key: str) -> None:

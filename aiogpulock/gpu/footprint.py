@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import ClassVar
 
 from aiogpulock import clock
 from aiogpulock.gpu.memory import Baseline, MemorySample, sample_of, steady
@@ -28,23 +30,29 @@ class Before:
         self.held_at = float("inf")
         """When the body could begin to allocate."""
         self.baseline: Baseline | None = None
-        self.trouble = ""
-        """Why there is no baseline."""
+        self.trouble = "the first look was cut short"
+        """Why there is no baseline, if there is none."""
+        self.looked = asyncio.Event()
+        """There is a baseline, or trouble."""
 
     async def look(self, nvml: Reader, tolerance: int) -> None:
         """Take the baseline. Never raises but for cancellation."""
         try:
             reading = await nvml.read(self.uuid, processes=self.pids is not None)
             self.baseline = Baseline(sample_of(reading, self.pids), reading.version, reading.total)
-            if self.pids is not None:
-                return
-            await asyncio.sleep(SECOND_LOOK)
-            later = sample_of(await nvml.read(self.uuid, processes=False, version=reading.version), None)
         except NvmlError as error:
             self.trouble = f"{error.status}: {error}"
-            return
-        settled = steady(self.baseline.sample, later, tolerance)
-        self.baseline = Baseline(self.baseline.sample, reading.version, reading.total, settled)
+        finally:
+            self.looked.set()
+        if self.baseline is not None and self.pids is None:
+            await self._look_again(nvml, self.baseline, tolerance)
+
+    async def _look_again(self, nvml: Reader, first: Baseline, tolerance: int) -> None:
+        await asyncio.sleep(SECOND_LOOK)
+        with suppress(NvmlError):
+            reading = await nvml.read(self.uuid, processes=False, version=first.version)
+            settled = steady(first.sample, sample_of(reading, None), tolerance)
+            self.baseline = Baseline(first.sample, first.version, first.total, settled)
 
     def judged(self, idle: int | None, tolerance: int) -> Baseline | None:
         """The baseline, with a doubt if it may hold what the body had allocated by then.
@@ -68,12 +76,19 @@ class Before:
 class Footprint:
     """This process on one GPU."""
 
+    SAME_PROCESS: ClassVar[str] = "same process: it holds the lock again, and its memory is the new hold's too"
+
     holding: int = 0
     """Holds of this process now: while there is one, its memory is that hold's, and no verdict means anything."""
     owed: Before | None = None
     """Before the first hold that was not judged yet: the next one is judged by it too, so that no leak is missed
     because the process took the lock again at once."""
     idle: int | None = None
+    """Bytes of this process when it last had no hold."""
+
+    def again_held(self) -> str:
+        """Why no verdict means anything now; empty while this process has no hold."""
+        return self.SAME_PROCESS if self.holding else ""
 
 
 _footprints: dict[str, Footprint] = {}

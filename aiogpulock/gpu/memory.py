@@ -201,7 +201,9 @@ def _whole_device(baseline: Baseline, sample: MemorySample, terms: Terms) -> Loo
         return say("not_freed", f"the device holds {_mib(ours)} more than before")
     if not baseline.steady:
         doubt = "memory of others drained" if baseline.steady is False else "it is not known whether others drained"
-        return say("unverifiable", f"NVML gives no figures per process, and {doubt} when the lease began")
+        reason = f"NVML gives no figures per process, and {doubt} when the lease began"
+        for_good = sample.own is None
+        return Look("unverifiable", reason, left, before, sample.used, foreign, for_good)
     if ours > terms.tolerance:
         return say("freed_except_context", "what is left on the device fits a CUDA context")
     if foreign:

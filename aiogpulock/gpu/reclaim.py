@@ -16,7 +16,6 @@ from typing import Any, Literal
 import msgspec
 
 from aiogpulock import clock
-from aiogpulock.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -57,13 +56,6 @@ def _cupy() -> bool:
 
 RECLAIMERS: dict[str, Callable[[], bool]] = {"gc": _gc, "torch": _torch, "cupy": _cupy}
 """By the name in ``gpu_memory.cleanup``; each answers whether its module was there."""
-
-
-def check_reclaimers(names: Sequence[str], key: str) -> None:
-    """Raise `ConfigError` for a name that is none."""
-    for name in names:
-        if name not in RECLAIMERS:
-            raise ConfigError(f"{key}: {name!r} is no reclaimer; known are {', '.join(RECLAIMERS)}")
 
 
 async def reclaim(names: Sequence[str], *, timeout: float = 10.0) -> tuple[Reclaimed, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -75,6 +76,23 @@ class ProcessMemory(msgspec.Struct, frozen=True):
     pid: int
     bytes: int | None
     """None: the driver does not tell."""
+
+
+class GpuProcess(msgspec.Struct, frozen=True):
+    """A process on a GPU, as a person would look for it: without arguments, without environment."""
+
+    pid: int
+    bytes: int | None
+    """None: the driver does not tell."""
+    name: str = ""
+    """Its command, at most 15 characters; empty: it cannot be read here."""
+    started: float | None = None
+    """Epoch seconds."""
+
+    def __str__(self) -> str:
+        size = f"{self.bytes / (1 << 20):.0f} MiB" if self.bytes is not None else "memory not told"
+        since = f" since {datetime.fromtimestamp(self.started).isoformat(' ', 'seconds')}" if self.started else ""
+        return f"pid {self.pid}{f' ({self.name})' if self.name else ''} with {size}{since}"
 
 
 class MemoryReading(msgspec.Struct, frozen=True):

@@ -84,7 +84,8 @@ def skipped(gpu: str, reason: str) -> MemoryReport:
     return MemoryReport(gpu=gpu, status="skipped", reason=reason)
 
 
-async def _nobody() -> bool:
+async def nobody() -> bool:
+    """Nobody was granted the lock."""
     return False
 
 
@@ -104,7 +105,7 @@ class Verification:
         pids: frozenset[int] | None,
         terms: Terms,
         *,
-        granted: Callable[[], Awaitable[bool]] = _nobody,
+        granted: Callable[[], Awaitable[bool]] = nobody,
         ended: Callable[[], str] = str,
     ) -> None:
         self._nvml = nvml

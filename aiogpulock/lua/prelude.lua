@@ -61,10 +61,10 @@ end
 local fence_read
 local function fence()
   if not fence_read then
-    local f = redis.call('HMGET', FENCE, 'token', 'arrival', 'run', 'since', 'dirty', 'cursor')
+    local f = redis.call('HMGET', FENCE, 'token', 'arrival', 'run', 'since', 'dirty', 'cursor', 'quarantine')
     fence_read = {
       token = tonumber(f[1]) or 0, arrival = tonumber(f[2]) or 0, run = f[3], since = tonumber(f[4]) or 0,
-      dirty = f[5] or '', cursor = tonumber(f[6]) or 0,
+      dirty = f[5] or '', cursor = tonumber(f[6]) or 0, quarantine = f[7] or '',
     }
   end
   return fence_read

@@ -1,7 +1,7 @@
 -- Release and hand-off in one round trip: compare, delete, record, bump the fence, grant, publish.
 --
 -- KEYS  see prelude.lua
--- ARGV  4 id   5 token   6 reason
+-- ARGV  4 id   5 token   6 reason   7 why the GPU is quarantined from now on (JSON), or ''
 -- Reply {'released', more (0/1)}   {'done', outcome}   {'other', value}   {'newer', protocol}
 
 local id, token, reason = ARGV[4], tonumber(ARGV[5]), ARGV[6]
@@ -30,6 +30,11 @@ else
   redis.call('HSET', FENCE, 'token', token + 1)
   redis.call('PEXPIRE', FENCE, KEEP_UNUSED)
   fence().token = token + 1
+end
+if (ARGV[7] or '') ~= '' then
+  fence().quarantine = ARGV[7]
+  redis.call('HSET', FENCE, 'quarantine', ARGV[7])
+  count('quarantines')
 end
 local _, more = grant(nil)
 if displaced then tell_lost(displaced, 'displaced') end

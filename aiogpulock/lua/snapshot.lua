@@ -4,7 +4,8 @@
 -- ARGV  4 how many waiters to list
 -- Reply {'snapshot', now_ms, value, pttl_ms, holder hash (flat), seats in all, listed waiters, stats (flat),
 --        dead seats among those looked at, waiters without a queue (0/1),
---        since when a monitor knows this foreign value without expiry, ms (0: not yet)}
+--        since when a monitor knows this foreign value without expiry, ms (0: not yet),
+--        why the GPU is quarantined (JSON) or ''}
 --       a listed waiter: {id, task, process (JSON), arrival_us, mode, deaf (0/1)}
 
 local listed, dead = {}, 0
@@ -19,4 +20,4 @@ for _, id in ipairs(redis.call('ZRANGE', QUEUE, 0, tonumber(ARGV[4]) - 1)) do
 end
 local seats = redis.call('ZCARD', QUEUE)
 return {'snapshot', now, value or '', redis.call('PTTL', LOCK), redis.call('HGETALL', HOLDER), seats, listed,
-  redis.call('HGETALL', STATS), dead, seats == 0 and redis.call('EXISTS', WAITERS) or 0, foreign_since()}
+  redis.call('HGETALL', STATS), dead, seats == 0 and redis.call('EXISTS', WAITERS) or 0, foreign_since(), fence().quarantine}

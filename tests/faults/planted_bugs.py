@@ -87,8 +87,8 @@ MUTANTS = (
         (
             Edit(
                 "leaving.py",
-                "scripts.release(hold.keys, hold.terms.script, hold.id, hold.token, \"emergency\")",
-                "_forced(scripts, hold)",
+                "lambda scripts: _end(scripts, hold, \"emergency\")",
+                "lambda scripts: _forced(scripts, hold)",
             ),
             Edit(
                 "leaving.py",

@@ -52,7 +52,7 @@ class Holder:
         with subprocess.Popen(["sleep", "60"]) as child:  # noqa: ASYNC220 - it starts nothing that waits
             self._sim.use(0, size, pid=child.pid, watched=True)
             child.kill()
-        return {"child": child.pid}
+        return {"child": child.pid, "at": clock.now()}
 
     async def report(self) -> dict[str, Any]:
         """The verdict on the last hold, waited for."""

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from aiogpulock.config.values import RECLAIMER_NAMES, check_reclaimers
 from aiogpulock.errors import ConfigError
-from aiogpulock.gpu.reclaim import RECLAIMERS, check_reclaimers, reclaim
+from aiogpulock.gpu.reclaim import RECLAIMERS, reclaim
 
 
 class Calls(list[str]):
@@ -71,3 +72,4 @@ async def test_one_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) ->
 def test_an_unknown_reclaimer_is_refused() -> None:
     with pytest.raises(ConfigError, match="'jax' is no reclaimer; known are gc, torch, cupy"):
         check_reclaimers(["gc", "jax"], "gpu_lock.gpu_memory.cleanup")
+    assert tuple(RECLAIMERS) == RECLAIMER_NAMES

@@ -201,13 +201,10 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(file: Path) -> Non
 @pytest.mark.parametrize(
     ("keywords", "key"),
     [
-        ({"policy": "hold"}, "policy=…): 'hold'"),
-        ({"policy": "raise"}, "policy=…): 'raise'"),
         ({"policy": "quarantine"}, "policy=…): 'quarantine'"),
         ({"require_free": "20GiB"}, "require_free=…): '20GiB'"),
         ({"on_busy": "wait"}, "on_busy=…): 'wait'"),
         ({"on_busy": "raise"}, "on_busy=…): 'raise'"),
-        ({"cleanup": ["gc"]}, "cleanup=…): "),
     ],
 )
 def test_a_promise_that_this_version_cannot_keep_is_refused(keywords: dict[str, object], key: str) -> None:

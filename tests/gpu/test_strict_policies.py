@@ -1,0 +1,229 @@
+"""Policies ``hold``, ``raise``, ``quarantine``: the release waits for the memory, and says what did not come back."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import sys
+import time
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from aiogpulock import GpuLockManager, LeaseLostError, LockTimeoutError, MemoryNotFreedError, sync
+from aiogpulock.gpu import reclaim
+from aiogpulock.models import LockSnapshot
+from tests.gpu.processes import Told
+from tests.nvml_sim import GiB, Simulation
+from tests.unit.support import eventually
+
+
+def memory(policy: str, settle_time: float = 0.15, **more: Any) -> dict[str, Any]:
+    return {"policy": policy, "settle_time": settle_time, **more}
+
+
+async def snapshot(manager: GpuLockManager) -> LockSnapshot:
+    (lock,) = await manager.status()
+    return lock
+
+
+@pytest.mark.parametrize("policy", ["hold", "raise"])
+async def test_a_clean_hold_is_judged_before_it_is_handed_on(
+    gpu_manager: GpuLockManager, sim: Simulation, policy: str
+) -> None:
+    async with gpu_manager.lock(0, gpu_memory=memory(policy)) as lease:
+        sim.use(0, GiB)  # at once: the first look was before the body
+        sim.use(0, 0)
+    assert lease.memory_report is not None
+    assert lease.memory_report.status == "freed"
+
+
+async def test_hold_waits_until_the_memory_is_back_and_others_see_it_draining(
+    gpu_manager: GpuLockManager, sim: Simulation
+) -> None:
+    lease = await gpu_manager.lock(0, gpu_memory=memory("hold", 30)).acquire()
+    sim.use(0, 9 * GiB)
+    release = asyncio.create_task(lease.release())
+
+    async def draining() -> bool:
+        return (await snapshot(gpu_manager)).phase == "draining"
+
+    await eventually(draining, description="the phase")
+    with pytest.raises(LockTimeoutError, match="which waits for the GPU's memory to come back"):
+        await gpu_manager.lock(0, task_name="next", max_wait_time=0.2).acquire_for("another")
+    assert not release.done()
+    sim.use(0, 0)
+    await release
+    assert lease.memory_report is not None
+    assert (lease.memory_report.status, lease.memory_report.seconds > 0.2) == ("freed", True)
+    assert (await snapshot(gpu_manager)).phase is None
+
+
+async def test_hold_is_bounded_and_reports_the_leak(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    begun = time.monotonic()
+    async with gpu_manager.lock(0, gpu_memory=memory("hold", 0.3)) as lease:
+        sim.use(0, GiB)
+    assert 0.3 <= time.monotonic() - begun < 5
+    assert lease.memory_report is not None
+    assert (lease.memory_report.status, lease.memory_report.bytes) == ("not_freed", GiB)
+    assert (await snapshot(gpu_manager)).value is None
+
+
+async def test_the_heartbeat_goes_on_while_the_memory_is_waited_for(redis_url: str, sim: Simulation) -> None:
+    short = {"interval": 0.1, "timeout": 1.5}
+    async with GpuLockManager(redis_url, heartbeat=short, restart_grace=0, gpu_memory={"nvml": "auto"}) as manager:
+        lease = await manager.lock(0, gpu_memory=memory("hold", 3)).acquire()
+        sim.use(0, GiB)
+        await lease.release()  # longer than the lease
+        assert lease.lost_reason is None
+        assert lease.memory_report is not None
+        assert lease.memory_report.status == "not_freed"
+
+
+async def test_a_loss_ends_the_wait(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    lease = await gpu_manager.lock(0, gpu_memory=memory("hold", 60)).acquire()
+    sim.use(0, GiB)
+    release = asyncio.create_task(lease.release())
+    await asyncio.sleep(0.05)
+    assert await gpu_manager.force_release(0)
+    with pytest.raises(LeaseLostError):
+        await release
+    assert lease.memory_report is not None
+    assert lease.memory_report.status == "skipped"
+
+
+async def test_a_cancellation_ends_the_wait_and_the_lock_is_free(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    lease = await gpu_manager.lock(0, gpu_memory=memory("hold", 60)).acquire()
+    sim.use(0, GiB)
+    release = asyncio.create_task(lease.release())
+    await asyncio.sleep(0.05)
+    release.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await release
+    assert (await snapshot(gpu_manager)).value is None
+
+
+# raise
+
+
+async def test_raise_tells_the_one_who_left_the_memory_after_the_release(
+    gpu_manager: GpuLockManager, sim: Simulation
+) -> None:
+    with pytest.raises(MemoryNotFreedError) as caught:
+        async with gpu_manager.lock(0, gpu_memory=memory("raise")):
+            sim.use(0, GiB)
+    assert (caught.value.report.status, caught.value.report.bytes) == ("not_freed", GiB)
+    assert "keeps 1024 MiB more than before" in str(caught.value)
+    assert (await snapshot(gpu_manager)).value is None
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (str(copy), copy.report) == (str(caught.value), caught.value.report)
+
+
+async def test_the_bodys_own_exception_comes_out_with_the_leak_as_a_note(
+    gpu_manager: GpuLockManager, sim: Simulation
+) -> None:
+    with pytest.raises(ZeroDivisionError) as caught:
+        async with gpu_manager.lock(0, gpu_memory=memory("raise")):
+            sim.use(0, GiB)
+            raise ZeroDivisionError
+    assert caught.value.__notes__[0].startswith("MemoryNotFreedError: ")
+
+
+async def test_a_cancelled_body_stays_cancelled(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    async def body() -> None:
+        async with gpu_manager.lock(0, gpu_memory=memory("raise")):
+            sim.use(0, GiB)
+            await asyncio.sleep(60)
+
+    task = asyncio.create_task(body())
+    await asyncio.sleep(0.1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_what_nobody_could_tell_is_not_raised(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    async with gpu_manager.lock(0, gpu_memory=memory("raise")) as lease:
+        sim.call("by_uuid").error = 15
+    assert lease.memory_report is not None
+    assert lease.memory_report.status == "unverifiable"
+
+
+def test_threads_are_told_too(sim: Simulation, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setenv("AIOGPULOCK_GPU_MEMORY_NVML", "auto")
+    monkeypatch.setenv("AIOGPULOCK_RESTART_GRACE", "0")
+    try:
+        with pytest.raises(MemoryNotFreedError), sync.gpu_lock(0, gpu_memory=memory("raise")):
+            sim.use(0, GiB)
+        with pytest.raises(ZeroDivisionError) as caught, sync.gpu_lock(0, gpu_memory=memory("raise")):
+            sim.use(0, 3 * GiB)
+            raise ZeroDivisionError
+        assert caught.value.__notes__[0].startswith("MemoryNotFreedError: ")
+    finally:
+        sync.close()
+
+
+# reclaimers
+
+
+async def test_the_caches_of_imported_libraries_are_given_back_before_the_verdict(
+    gpu_manager: GpuLockManager, sim: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = types.SimpleNamespace(is_initialized=lambda: True, empty_cache=lambda: sim.use(0, 0))
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
+    told: list[str] = []
+    lock = gpu_manager.lock(0, cleanup=lambda: told.append("hook"), gpu_memory=memory("raise", cleanup=["gc", "torch"]))
+    async with lock as lease:
+        sim.use(0, 9 * GiB)
+    assert told == ["hook"]
+    assert lease.memory_report is not None
+    assert lease.memory_report.status == "freed"
+
+
+@pytest.mark.parametrize("policy", ["off", "hold"])
+async def test_a_reclaimer_that_fails_is_counted_and_harms_nothing(
+    gpu_manager: GpuLockManager, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    def fails() -> bool:
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setitem(reclaim.RECLAIMERS, "torch", fails)
+    async with gpu_manager.lock(0, gpu_memory=memory(policy, cleanup=["torch"])):
+        pass
+
+    async def counted() -> bool:
+        return (await snapshot(gpu_manager)).stats.get("cleanup_failures") == 1
+
+    await eventually(counted, description="the counter")
+
+
+# two processes
+
+
+@pytest.mark.integration
+def test_a_reclaim_of_300_ms_after_sigkill_delays_the_next_holder_under_hold(
+    start_holder: Callable[..., Told], sim: Simulation
+) -> None:
+    """The same as `test_report.test_a_slow_reclaim_delays_nobody`, under the other policy."""
+    holder, other = start_holder(policy="hold"), start_holder()
+    sim.reap(after_ms=300)
+    holder.do("acquire")
+    killed = holder.do("kill_a_child", size=9 * GiB)
+    other.begin_to("acquire")
+    holder.do("release")
+    assert other.answer()["at"] - killed["at"] >= 0.28
+    assert holder.do("report")["status"] == "freed"
+    assert sim.device(0).unattributed == 0
+
+
+async def test_where_nobody_can_look_nothing_is_waited_for(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    lock = gpu_manager.lock("my-box", gpu_memory=memory("hold", 60))
+    begun = time.monotonic()
+    async with lock as lease:
+        pass
+    assert time.monotonic() - begun < 5
+    assert lease.memory_report is not None
+    assert lease.memory_report.status == "unverifiable"
