@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pwd
 import select
 import socket
 from collections.abc import Callable, Iterable
@@ -64,6 +63,8 @@ def _this_process(pid: int) -> ProcessInfo:
 
 def _user() -> str:
     """The real user's name; a container often has no name for its user's number."""
+    import pwd  # not everywhere
+
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:

@@ -10,18 +10,8 @@ from typing import Any
 import click
 
 VERBS = (
-    "run",
-    "status",
-    "top",
-    "queue",
-    "history",
-    "wait",
-    "release",
-    "serve",
-    "doctor",
-    "config",
-    "completion",
-    "demo",
+    *("run", "status", "top", "queue", "history", "wait", "release"),
+    *("monitor", "serve", "doctor", "config", "completion", "demo"),
 )
 
 

@@ -9,7 +9,7 @@ from aiogpulock.errors import (
     InvalidGpuError,
     LeaseLostError,
     LockTimeoutError,
-    ManagerClosedError,
+    NestedLockError,
     QueueFullError,
     RedisUnavailableError,
     ServerTooOldError,
@@ -35,7 +35,7 @@ _STATUSES: tuple[tuple[type[GpuLockError], int], ...] = (
     (LockTimeoutError, CONFLICT),
     (QueueFullError, CONFLICT),
     (LeaseLostError, LOST),
-    (ManagerClosedError, FAILED),
+    (NestedLockError, USAGE),
 )
 
 

@@ -16,7 +16,9 @@ _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
 def _prctl(option: int, argument: int | bytes) -> None:
     """Linux alone has it; elsewhere nothing happens."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(option, argument, 0, 0, 0)
+        none = ctypes.c_ulong(0)
+        given = ctypes.c_char_p(argument) if isinstance(argument, bytes) else ctypes.c_ulong(argument)
+        ctypes.CDLL(None).prctl(option, given, none, none, none)
 
 
 def adopt_orphans() -> None:

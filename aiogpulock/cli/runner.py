@@ -16,8 +16,9 @@ from aiogpulock.cli.exits import LOST, SIGNALLED
 from aiogpulock.cli.keeper import Kept
 from aiogpulock.cli.options import Target
 from aiogpulock.cli.waiting_line import show_waiting
-from aiogpulock.errors import LeaseLostError, LockTimeoutError, QueueFullError
+from aiogpulock.errors import LeaseLostError, LockTimeoutError, NestedLockError, QueueFullError
 from aiogpulock.lease import Lease
+from aiogpulock.manager import GpuLockManager
 
 
 class Wishes(NamedTuple):
@@ -159,6 +160,7 @@ class _Runner:
                 on_lost=self._on_lost,
                 **self._limit(),
             )
+            await _refuse_nesting(manager, wishes.gpu)
             async with show_waiting(manager, wishes.gpu):
                 lease = await lock.acquire()
             reason = "cancelled"
@@ -217,6 +219,16 @@ class _Runner:
         if status == -signal.SIGINT and self._last is not None and self._last.by_terminal:
             raise _SignalledError(self._last)
         return status if status >= 0 else SIGNALLED - status
+
+
+async def _refuse_nesting(manager: GpuLockManager, gpu: str) -> None:
+    """A `run` inside a `run` of the same GPU would wait for itself."""
+    token = os.environ.get("AIOGPULOCK_TOKEN")
+    if not token:
+        return
+    lock = await manager.scripts.snapshot(await manager.keys_of(gpu))
+    if lock.gpu_id == os.environ.get("AIOGPULOCK_GPU") and str(lock.fencing_token) == token:
+        raise NestedLockError(f"gpu {gpu} is already held by the `run` around this one: it would wait for itself")
 
 
 def _processes(count: int) -> str:

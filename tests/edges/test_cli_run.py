@@ -98,6 +98,27 @@ def test_a_killed_runner_takes_even_a_daemon_with_it(shell: Shell, redis_cleanup
     assert shell.marked() == []
 
 
+def test_options_after_the_command_are_the_commands(shell: Shell, redis_cleanup: redis.Redis) -> None:
+    assert shell.run("run", "--gpu", "1", "echo", "--gpu", "7", "--help").stdout == "--gpu 7 --help\n"
+
+
+def test_a_reader_that_leaves_ends_the_command_as_without_run(shell: Shell, redis_cleanup: redis.Redis) -> None:
+    runner = shell.start("run", "--", "sh", "-c", "yes; echo $? >&2")
+    read_until(runner, "y")
+    assert runner.stdout is not None
+    runner.stdout.close()
+    assert runner.wait(60) == 0
+    assert runner.stderr is not None
+    assert runner.stderr.read() == "141\n"  # SIGPIPE, and not an error message of yes
+
+
+def test_a_run_inside_a_run_of_the_same_gpu_is_refused(shell: Shell, redis_cleanup: redis.Redis) -> None:
+    nested = shell.run("run", "--", *COMMAND, "run", "--timeout", "20", "--", "true")
+    told = "gpu 0 is already held by the `run` around this one: it would wait for itself"
+    assert (nested.returncode, nested.stderr) == (2, f"aiogpulock: {told}\n")
+    assert shell.run("run", "--", *COMMAND, "run", "--gpu", "1", "--", "true").returncode == 0
+
+
 def test_a_killed_keeper_takes_the_command_with_it(shell: Shell, redis_cleanup: redis.Redis) -> None:
     runner = shell.start("run", "--", "sh", "-c", HOLD)
     read_until(runner, "in")

@@ -1,0 +1,77 @@
+"""``aiogpulock monitor``: free what is dead, and tell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aiogpulock.cli.options import Target, target_options
+
+if TYPE_CHECKING:
+    from aiogpulock.monitor import Round
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="One round, for cron.")
+@click.option("--dry-run", is_flag=True, help="Only tell what is dead; as auto_recovery: false.")
+@target_options
+def command(once: bool, dry_run: bool, target: Target) -> None:
+    """Watch all locks, free what is dead, and tell on stdout what was found and done.
+
+    It goes by the section gpu_lock_monitor, and does nothing if `enabled` is false there. Waiters repair most of this
+    themselves; a monitor also sees to locks that nobody waits for, and to values of other programs. Several monitors
+    may run at once.
+    """
+    import asyncio
+
+    from aiogpulock.monitor import GpuLockMonitor
+
+    async def work() -> None:
+        manager = target.manager()
+        overrides: dict[str, Any] = {"auto_recovery": False} if dry_run else {}
+        teller = _Teller()
+        monitor = GpuLockMonitor(manager, on_round=teller.tell, **overrides)
+        try:
+            await manager.started()
+            if once:
+                await monitor.round()
+            else:
+                click.echo(f"watching {manager.server} every {monitor.settings.monitor_interval:g} s", err=True)
+                await monitor.run()
+        finally:
+            await monitor.close()
+            await manager.close()
+
+    source = target.source()
+    if not source.current().gpu_lock_monitor.enabled:
+        by = source.origins.get("gpu_lock_monitor.enabled", "default")
+        click.echo(f"the monitor is switched off: gpu_lock_monitor.enabled is false ({by})", err=True)
+        return
+    asyncio.run(work())
+
+
+class _Teller:
+    """Says each thing once: what stays dead is no news in the next round."""
+
+    def __init__(self) -> None:
+        self._known: set[tuple[str, str]] = set()
+
+    def tell(self, seen: Round) -> None:
+        if seen.error:
+            return  # the log has it; what was known stays known
+        repaired = {repair.key for repair in seen.repaired}
+        for repair in seen.repaired:
+            self._say(seen, repair.key, f"{repair.action.replace('_', ' ')}: {repair.detail}")
+        for zombie in seen.zombies:
+            if zombie.key not in repaired and (zombie.key, zombie.kind) not in self._known:
+                self._say(seen, zombie.key, f"found dead: {zombie.detail}")
+        self._known = {(zombie.key, zombie.kind) for zombie in seen.zombies}
+
+    def _say(self, seen: Round, key: str, text: str) -> None:
+        from datetime import datetime
+
+        from aiogpulock.cli.words import plain
+
+        when = datetime.fromtimestamp(seen.at).strftime("%Y-%m-%d %H:%M:%S")
+        click.echo(f"{when} {key}: {plain(text)}")

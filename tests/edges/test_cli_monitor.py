@@ -1,0 +1,57 @@
+"""``aiogpulock monitor``: the verb; what it repairs has tests of its own."""
+
+from __future__ import annotations
+
+import re
+import signal
+
+import redis
+
+from tests.edges.shell import Shell, ended, read_until
+from tests.helpers import wait_until
+
+QUICK = {"AIOGPULOCK_MONITOR_MONITOR_INTERVAL": "0.3"}
+
+
+def leave_a_dead_holder(shell: Shell) -> None:
+    holder = shell.start("run", "--name", "asr", "--", "sh", "-c", "echo in; exec sleep 100")
+    read_until(holder, "in")
+    holder.kill()
+    wait_until(lambda: not shell.marked("sleep"), description="nothing of it is left")
+
+
+def test_a_round_tells_and_repairs(shell: Shell, redis_cleanup: redis.Redis) -> None:
+    leave_a_dead_holder(shell)
+    dry = shell.run("monitor", "--once", "--dry-run")
+    assert (dry.returncode, dry.stderr) == (0, "")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d [\d:]{8} gpu_lock:0: found dead: process \d+ on \S+ has ended\n", dry.stdout)
+    assert redis_cleanup.exists("gpu_lock:0")
+
+    done = shell.run("monitor", "--once")
+    assert re.fullmatch(r"\S+ \S+ gpu_lock:0: .*process \d+ on \S+ has ended\n", done.stdout)
+    assert "found dead" not in done.stdout
+    assert not redis_cleanup.exists("gpu_lock:0")
+
+
+def test_it_goes_round_until_it_is_ended(shell: Shell, redis_cleanup: redis.Redis) -> None:
+    monitor = shell.start("monitor", env=QUICK)
+    assert monitor.stderr is not None
+    assert re.fullmatch(r"watching unix://\S+ every 0\.3 s\n", monitor.stderr.readline())
+    leave_a_dead_holder(shell)
+    read_until(monitor, "gpu_lock:0: ")
+    monitor.send_signal(signal.SIGINT)
+    assert ended(monitor)[0] == 130
+
+
+def test_enabled_is_respected(shell: Shell) -> None:
+    off = shell.run("monitor", env={"AIOGPULOCK_MONITOR_ENABLED": "false"})
+    assert (off.returncode, off.stdout) == (0, "")
+    told = "gpu_lock_monitor.enabled is false (environment variable AIOGPULOCK_MONITOR_ENABLED)"
+    assert off.stderr == f"the monitor is switched off: {told}\n"
+
+
+def test_it_does_not_start_without_redis(shell: Shell) -> None:
+    away = {"REDIS_URL": "redis://127.0.0.1:1", "AIOGPULOCK_REDIS_CONNECT_TIMEOUT": "0.2"}
+    done = shell.run("monitor", env=away)
+    assert done.returncode == 69
+    assert done.stderr.count("\n") == 1
