@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aiogpulock.web.app import create_app as create_app
+    from aiogpulock.web.gate import GpuGate as GpuGate
+    from aiogpulock.web.lifespan import gpu_lifespan as gpu_lifespan
     from aiogpulock.web.server import serve as serve
 
 HOW_TO_INSTALL = "pip install 'aiogpulock[server]'"
 
 _HOMES = {
+    "GpuGate": "gate",
     "create_app": "app",
+    "gpu_lifespan": "lifespan",
     "serve": "server",
 }
 __all__ = sorted(_HOMES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 from aiogpulock.default import default_manager
 from aiogpulock.errors import ConfigError, GpuLockError
 from aiogpulock.manager import GpuLockManager
+from aiogpulock.monitor import GpuLockMonitor
 from aiogpulock.web.endpoints import Endpoints
 from aiogpulock.web.feed import Feed
 from aiogpulock.web.page import Page
@@ -24,13 +25,18 @@ def create_app(
     *,
     token: str | None = None,
     allowed_hosts: Sequence[str] = (),
+    monitor: bool | None = None,
 ) -> Starlette:
     """The app, to mount in FastAPI, Starlette or Litestar under any prefix, or to serve.
+
+    Its lifespan runs a `GpuLockMonitor`. A framework that mounts the app does not run that lifespan: there
+    ``gpu_lifespan(monitor=True)`` does the same.
 
     Args:
         manager: whose locks to show; by default the event loop's own, which `gpu_lock` uses too. It stays open.
         token: who sends it may release a lock by force; without one the app is read-only.
         allowed_hosts: names under which the server is known, beside localhost and every IP address. ``*``: any.
+        monitor: whether to run the monitor; by default as ``gpu_lock_monitor.enabled`` says.
 
     Raises:
         ConfigError: for an empty token.
@@ -45,8 +51,12 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        yield
-        await feed.close()
+        used = await find_manager()
+        async with AsyncExitStack() as stack:
+            if used.settings.gpu_lock_monitor.enabled if monitor is None else monitor:
+                await stack.enter_async_context(GpuLockMonitor(used))
+            stack.push_async_callback(feed.close)
+            yield
 
     app = Starlette(
         routes=[*Page(feed).routes(), *Endpoints(find_manager, token).routes()],

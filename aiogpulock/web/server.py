@@ -26,6 +26,7 @@ def serve(
     config: str | os.PathLike[str] | None = None,
     token: str | None = None,
     allowed_hosts: Sequence[str] = (),
+    monitor: bool | None = None,
     log_level: str = "info",
 ) -> None:
     """Serve the app until SIGINT or SIGTERM. Blocks; for the main thread.
@@ -36,6 +37,7 @@ def serve(
         token: lets its bearer release a lock by force; by default the environment's ``AIOGPULOCK_SERVER_TOKEN``, and
             without either the server is read-only.
         allowed_hosts: names under which clients ask, beside localhost and every IP address.
+        monitor: whether to run a `GpuLockMonitor`; by default as ``gpu_lock_monitor.enabled`` says.
         log_level: uvicorn's.
 
     Raises:
@@ -44,7 +46,7 @@ def serve(
     """
     manager = GpuLockManager(redis_url, config)
     token = token if token is not None else os.environ.get(TOKEN_VARIABLE) or None
-    app = create_app(manager, token=token, allowed_hosts=allowed_hosts)
+    app = create_app(manager, token=token, allowed_hosts=allowed_hosts, monitor=monitor)
     options = uvicorn.Config(
         app, host=host, port=port, log_level=log_level, access_log=False, timeout_graceful_shutdown=CLOSE_SECONDS
     )
