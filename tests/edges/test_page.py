@@ -28,11 +28,20 @@ TOO_WIDE = """return [...document.querySelectorAll('body *')]
     .map(node => `${node.tagName} ${node.className} ${node.textContent.slice(0, 20)}`)"""
 
 
+async def at_rest(watched: feed.Feed) -> None:
+    """Return when the feed has no look of its own to come."""
+    looks = -1
+    while looks != watched.looks:
+        looks = watched.looks
+        await asyncio.sleep(3 * feed.SETTLE)
+
+
 async def test_a_hand_off_shows_because_it_is_announced(
     manager: GpuLockManager, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed, "EVERY", 600.0)  # nothing but the announcement tells of it
-    async with served(create_app(manager)) as url:
+    app = create_app(manager)
+    async with served(app) as url:
         async with held_elsewhere(manager, task_name="first"):
             second = asyncio.create_task(manager.lock(0, task_name="second").acquire_for("second"))
             await waiters(manager, 1)
@@ -42,6 +51,7 @@ async def test_a_hand_off_shows_because_it_is_announced(
             await browser.until_text(".gpu .who .task", "first")
             assert await browser.texts(".gpu li .task") == ["second", "third"]
             await browser.until_text("#connection", "live")
+            await at_rest(app.state.feed)
         await browser.until_text(".gpu .who .task", "second")
         await browser.until_text(".gpu[data-state=held] .state", "held")  # and it has claimed
         assert await browser.texts(".gpu li .task") == ["third"]
