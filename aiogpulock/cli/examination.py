@@ -7,7 +7,7 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -39,7 +39,31 @@ class Diagnosis(msgspec.Struct, frozen=True):
 
 async def examine(target: Target) -> list[Diagnosis]:
     """Look at everything that can be looked at; what cannot be reached is a finding too."""
-    logging.getLogger("aiogpulock").setLevel(logging.CRITICAL)  # what it warns of are findings here
+    with _warnings() as warned:
+        findings = await _examine(target)
+    known = {finding.message for finding in findings}
+    return [*findings, *(Diagnosis("log", "warning", text) for text in dict.fromkeys(warned) if text not in known)]
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What the library warns of meanwhile: findings too, and not to be said twice."""
+    logger, warned = logging.getLogger("aiogpulock"), list[str]()
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if not record.name.startswith("aiogpulock.gpu"):  # which has findings of its own
+                warned.append(record.getMessage())
+
+    before, logger.handlers = logger.handlers, [Collect(logging.WARNING)]
+    propagate, logger.propagate = logger.propagate, False
+    try:
+        yield warned
+    finally:
+        logger.handlers, logger.propagate = before, propagate
+
+
+async def _examine(target: Target) -> list[Diagnosis]:
     try:
         source = target.source()
         manager = target.manager()

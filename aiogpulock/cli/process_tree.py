@@ -56,6 +56,16 @@ def descendants(root: int) -> list[int]:
     return found
 
 
+def with_variable(name: str, value: str) -> list[int]:
+    """Every process of this user that was started with this environment variable; none where there is no /proc."""
+    found = []
+    for entry in _PROC.glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if f"{name}={value}".encode() in entry.read_bytes().split(b"\0"):
+                found.append(int(entry.parent.name))
+    return found
+
+
 def send(pids: list[int], *signums: int) -> None:
     """Signal each of `pids`; those that are gone, or may not be signalled, are passed over."""
     for pid in pids:

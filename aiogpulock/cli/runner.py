@@ -15,6 +15,7 @@ from aiogpulock.cli.app import complain
 from aiogpulock.cli.exits import LOST, SIGNALLED
 from aiogpulock.cli.keeper import Kept
 from aiogpulock.cli.options import Target
+from aiogpulock.cli.process_tree import send, with_variable
 from aiogpulock.cli.waiting_line import show_waiting
 from aiogpulock.errors import LeaseLostError, LockTimeoutError, NestedLockError, QueueFullError
 from aiogpulock.lease import Lease
@@ -193,6 +194,7 @@ class _Runner:
             telling.cancel()
         if end is None:
             complain("the keeper of the command was killed, and the command with it")
+            await _end_orphans(lease.env()["AIOGPULOCK_TOKEN"])
             return -signal.SIGKILL
         if end["left"]:
             complain(f"{self._wishes.task_name} left {_processes(end['left'])} running: ended with it")
@@ -219,6 +221,13 @@ class _Runner:
         if status == -signal.SIGINT and self._last is not None and self._last.by_terminal:
             raise _SignalledError(self._last)
         return status if status >= 0 else SIGNALLED - status
+
+
+async def _end_orphans(token: str) -> None:
+    """Who is left without a keeper is known by the fencing token in its environment."""
+    while left := with_variable("AIOGPULOCK_TOKEN", token):
+        send(left, signal.SIGKILL)
+        await asyncio.sleep(0.02)
 
 
 async def _refuse_nesting(manager: GpuLockManager, gpu: str) -> None:

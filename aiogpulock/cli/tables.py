@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -23,6 +24,17 @@ def make_console() -> Console:
     if not console.is_terminal:
         console.width = IN_A_PIPE
     return console
+
+
+def show(picture: RenderableType) -> None:
+    """Print it; in a pipe without the blanks that fill up columns."""
+    console = make_console()
+    if console.is_terminal:
+        console.print(picture)
+        return
+    with console.capture() as captured:
+        console.print(picture)
+    sys.stdout.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 def make_table(heads: Sequence[str], rows: Iterable[Sequence[Cell]], *, gives_way: Sequence[str]) -> Table:

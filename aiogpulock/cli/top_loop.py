@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 
 from rich.live import Live
 
-from aiogpulock.cli.tables import make_console
+from aiogpulock.cli.tables import make_console, show
 from aiogpulock.cli.top_view import Queue, Scene, picture
 from aiogpulock.errors import GpuLockError
 from aiogpulock.gpu.nvml import shared
@@ -27,7 +27,7 @@ HISTORY_EVERY = 10.0
 
 async def print_once(manager: GpuLockManager) -> None:
     """One picture, for a pipe."""
-    make_console().print(picture(await _Observer(manager).look()))
+    show(picture(await _Observer(manager).look()))
 
 
 async def watch(manager: GpuLockManager, interval: float) -> None:

@@ -75,6 +75,13 @@ def test_what_threatens_locks_is_told(shell: Shell, own_server: RealServer) -> N
         assert "evalsha" in found["trial"][1]
 
 
+def test_what_the_log_would_say_is_a_finding(shell: Shell) -> None:
+    status, found = examine(shell, AIOGPULOCK_POL_INTERVAL="1")
+    assert status == 0
+    assert found["log"][0] == "warning"
+    assert "did you mean AIOGPULOCK_POLL_INTERVAL?" in found["log"][1]
+
+
 def test_each_exit_status(shell: Shell) -> None:
     away = {"REDIS_URL": "redis://u:geheim@127.0.0.1:1", "AIOGPULOCK_REDIS_CONNECT_TIMEOUT": "0.2"}
     status, found = examine(shell, **away)

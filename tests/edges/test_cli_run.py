@@ -120,12 +120,13 @@ def test_a_run_inside_a_run_of_the_same_gpu_is_refused(shell: Shell, redis_clean
 
 
 def test_a_killed_keeper_takes_the_command_with_it(shell: Shell, redis_cleanup: redis.Redis) -> None:
-    runner = shell.start("run", "--", "sh", "-c", HOLD)
+    runner = shell.start("run", "--", "sh", "-c", "setsid sleep 1000 & echo in; wait")
     read_until(runner, "in")
     keeper = next(process for process in shell.marked() if process.ppid() == runner.pid)
     keeper.kill()
 
     assert ended(runner) == (137, "", "aiogpulock: the keeper of the command was killed, and the command with it\n")
+    assert shell.marked() == []
 
 
 def test_a_runner_killed_while_it_waits_leaves_nothing(shell: Shell, redis_cleanup: redis.Redis) -> None:

@@ -39,11 +39,11 @@ def _show(findings: list[Diagnosis]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from aiogpulock.cli.tables import make_console
+    from aiogpulock.cli.tables import show
     from aiogpulock.cli.words import plain
 
     styles = {"ok": "green", "info": "dim", "warning": "yellow", "problem": "bold red"}
     table = Table.grid(padding=(0, 2))
     for finding in findings:
         table.add_row(Text(finding.level, styles[finding.level]), Text(finding.check), Text(plain(finding.message)))
-    make_console().print(table)
+    show(table)

@@ -40,7 +40,7 @@ def command(gpu: str, limit: int, as_json: bool, target: Target) -> None:
 def _show(events: list[HistoryEvent]) -> None:
     from datetime import datetime
 
-    from aiogpulock.cli.tables import make_console, make_table
+    from aiogpulock.cli.tables import make_table, show
     from aiogpulock.cli.words import duration
 
     rows = [
@@ -55,4 +55,4 @@ def _show(events: list[HistoryEvent]) -> None:
         for event in events
     ]
     heads = ("ENDED", "EVENT", "TASK", ">WAITED", ">HELD", "REASON")
-    make_console().print(make_table(heads, rows, gives_way=["TASK", "REASON"]))
+    show(make_table(heads, rows, gives_way=["TASK", "REASON"]))

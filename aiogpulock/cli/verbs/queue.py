@@ -39,7 +39,7 @@ def command(gpu: str, as_json: bool, target: Target) -> None:
 
 def _show(gpu: str, lock: LockSnapshot, typical: float | None, expected: list[float | None]) -> None:
     from aiogpulock.cli.lock_words import holder_words
-    from aiogpulock.cli.tables import make_console, make_table
+    from aiogpulock.cli.tables import make_table, show
     from aiogpulock.cli.words import duration, who
 
     usual = f" · usual hold {duration(typical)}" if typical is not None else ""
@@ -57,7 +57,6 @@ def _show(gpu: str, lock: LockSnapshot, typical: float | None, expected: list[fl
         )
         for place, (waiter, eta) in enumerate(zip(lock.queue, expected, strict=True), start=1)
     ]
-    console = make_console()
-    console.print(make_table((">#", "TASK", "WHO", ">WAITED", ">EXPECTED"), rows, gives_way=["TASK"]))
+    show(make_table((">#", "TASK", "WHO", ">WAITED", ">EXPECTED"), rows, gives_way=["TASK"]))
     if lock.waiters > len(lock.queue):
         click.echo(f"and {lock.waiters - len(lock.queue)} more", err=True)

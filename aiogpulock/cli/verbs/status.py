@@ -44,7 +44,7 @@ def command(gpus: tuple[str, ...], as_json: bool, target: Target) -> None:
 
 def _show(locks: list[LockSnapshot], names: list[str]) -> None:
     from aiogpulock.cli.lock_words import STYLES, state_of
-    from aiogpulock.cli.tables import Cell, make_console, make_table
+    from aiogpulock.cli.tables import Cell, make_table, show
     from aiogpulock.cli.words import duration, who
 
     def row(lock: LockSnapshot, name: str) -> tuple[Cell, ...]:
@@ -56,4 +56,4 @@ def _show(locks: list[LockSnapshot], names: list[str]) -> None:
 
     rows = [row(lock, name) for lock, name in zip(locks, names, strict=True)]
     heads = ("GPU", "STATE", ">FOR", "TASK", "HOLDER", ">WAITING")
-    make_console().print(make_table(heads, rows, gives_way=["TASK"]))
+    show(make_table(heads, rows, gives_way=["TASK"]))
