@@ -194,12 +194,14 @@ class Forms:
             assert key in self.keys, f"unknown key {key}"
             assert entry[2] is not None, f"{key} never expires"
         seats, inboxes = _waiters(data[waiters][1]) if waiters in data else ((), ())
+        holder = _holder(data[holder_key][1]) if holder_key in data else None
+        used = {seat.inbox for seat in seats} | ({holder.inbox} if holder else set())
         return State(
             lock=(data[lock][1], ticks(data[lock][2])) if lock in data else None,
-            holder=_holder(data[holder_key][1]) if holder_key in data else None,
+            holder=holder,
             queue=_queue(data[queue][1], seats) if queue in data else (),
             seats=seats,
-            inboxes=inboxes,
+            inboxes=tuple(inbox if inbox.name in used else _UNUSED._replace(name=inbox.name) for inbox in inboxes),
             done=tuple(sorted((name, int(score) % 8) for name, score in data[done][1].items())) if done in data else (),
             fence=self._fence(data[fence_key][1]) if fence_key in data else None,
             uptime=min(self.grace, (BASE_MS - started_ms) // TICK_MS - _UPTIME_ERROR),
@@ -238,6 +240,8 @@ class Forms:
 
 
 _OVERDUE = -POLL_SLACK
+_UNUSED = Inbox("", "push", 0, 0, deaf=False, process="{}")
+"""A record of an inbox that has no seat and no hold: it is written anew before any script reads it."""
 
 
 def _inbox_text(inbox: Inbox) -> str:
