@@ -37,7 +37,8 @@ class Call(NamedTuple):
     token: Rank = 0
     arrival: Rank = 0
     mode: str = "push"
-    """Of an acquire: push or poll; of a withdrawal: own or told; of a sweep: the ids of the dead."""
+    """Of an acquire: push or poll; of a withdrawal: own or told; of a beat: draining or not; of a sweep: the ids of
+    the dead."""
 
 
 class Note(NamedTuple):
@@ -207,7 +208,7 @@ class Caller:
                 # What a message made a manager withdraw must belong to its inbox.
                 return (*terms, name, "timeout", self.inbox(call.client) if call.mode == "told" else "")
             case "heartbeat":
-                return (0, 0, "", name, token, *lease)
+                return (0, 0, "", name, token, *lease, call.mode if call.mode == "draining" else "")
             case "reassert":
                 # A re-assertion and a beat are not told the terms: they grant nothing.
                 return (0, 0, "", name, token, *lease, self.inbox(call.client), task, process, BASE_US, 0)

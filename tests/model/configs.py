@@ -15,6 +15,8 @@ class ClientSpec(NamedTuple):
     """Acquisitions, one after the other, each with an id of its own."""
     priority: int = 0
     may_wait: bool = True
+    drains: bool = False
+    """It waits for the GPU's memory after its body, and beats meanwhile."""
 
 
 class Faults(NamedTuple):
@@ -88,6 +90,8 @@ CONFIGS = {
         Config("old-data", push(3), Faults(old=1, stall=1)),
         Config("restart", push(3), Faults(restart=1, cut=1, refuse=1)),
         Config("forced", push(3), Faults(force=1, reply=1, message=1, stall=1)),
+        Config("draining", push(3, drains=True), Faults(crash=1, reply=1, message=1, stall=1)),
+        Config("draining-data", push(2, drains=True), Faults(data=1, slow=1, stall=1)),
         Config("watched", push(3), Faults(crash=1, message=1, quit=1, stall=2), monitor=True),
         Config("older", push(3), Faults(foreign=1, quit=1, message=1, stall=1)),
         Config("small", push(2), Faults(crash=1, reply=1, message=1, data=1)),
@@ -115,7 +119,7 @@ BEYOND = {
 SUITES = {
     "ci": (
         "faults", "delays", "guard", "queue", "turns", "polls", "priority", "once", "shared", "old-data", "restart",
-        "forced", "watched", "older",
+        "forced", "watched", "older", "draining", "draining-data",
     ),
     "large": ("late", "twice", "delays-3", "four", "old-data-3", "slow-polls"),
 }  # fmt: skip

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from tests.model.configs import Config
 from tests.model.normal import POLL_SLACK, State
 from tests.model.rules import Rules
-from tests.model.worlds import FINISHED, HELD, IDLE, WAIT, World, name
+from tests.model.worlds import FINISHED, IDLE, WAIT, World, name
 
 _FORCED = 4
 """The prelude's OUTCOME_CODE.forced."""
@@ -131,7 +131,7 @@ class Explorer:
 
     def broken(self, world: World) -> str:
         """The promise that this world breaks, or ''."""
-        holding = [index for index, client in enumerate(world.clients) if client.phase == HELD and not client.forced]
+        holding = [index for index, client in enumerate(world.clients) if client.holds and not client.forced]
         if len(holding) > 1:
             return f"{' and '.join(map(name, holding))} both hold the lock by their own deadlines"
         state = self.rules.caller.states[world.state]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from tests.model.calls import Call, owner
 from tests.model.normal import FOREIGN_VALUE
 from tests.model.programs import Programs
-from tests.model.worlds import DEAD, FORCED, HELD, WAIT, Step, World, name, show, with_client
+from tests.model.worlds import DEAD, FORCED, WAIT, Step, World, name, show, with_client
 
 
 class Outsiders(Programs):
@@ -30,7 +30,7 @@ class Outsiders(Programs):
         result = self.run(world, call)
         after, fault = self.ran(self.spend(world, "force"), call, result)
         client = after.clients[index]
-        if client.phase == HELD and client.turn == turn and not client.forced:
+        if client.holds and client.turn == turn and not client.forced:
             after = with_client(after, index, client._replace(flag=client.flag + FORCED))
         return f"an operator ends {seen} -> {show(result.reply)}", self.seal(after), fault
 

@@ -337,6 +337,29 @@ MUTANTS = (
         (Edit("heartbeat", "if holder.phase == 'granted' or redis.call", "if redis.call"),),
     ),
     Mutant(
+        "a holder that waits for its memory ends as a grant that nobody claimed",
+        "test_a_grant_after_a_crash_while_memory_was_waited_for_is_dirty",
+        (
+            Edit(
+                "prelude",
+                "  if holder.phase == 'granted' then\n    end_unclaimed()",
+                "  if holder.phase ~= 'held' then\n    end_unclaimed()",
+            ),
+        ),
+    ),
+    Mutant(
+        "a holder that waits for its memory has given the lock away",
+        "draining",
+        (
+            Edit(
+                "acquire",
+                "local free = not value and not holder\n",
+                "if holder and holder.phase == 'draining' then end_hold('released', 'normal'); value, holder = nil, nil end\n"
+                "local free = not value and not holder\n",
+            ),
+        ),
+    ),
+    Mutant(
         "a crash leaves no mark on the next grant",
         "test_a_grant_after_a_crash_is_dirty_until_a_holder_releases",
         (Edit("prelude", "    f.dirty = '1' ", "    f.dirty = '' "),),

@@ -13,6 +13,7 @@ from tests.model.normal import Rank
 from tests.model.worlds import (
     CALM,
     DEAD,
+    DRAINING,
     FINISHED,
     HELD,
     IDLE,
@@ -44,8 +45,8 @@ class Programs(Worlds):
             yield from self.start_waiting(world, index)
         elif phase == WAIT:
             yield from self._waiter_steps(world, index, client)
-        elif phase == HELD:
-            yield from self.release(world, index)
+        elif client.holds:
+            yield from self.end_body(world, index)
             if client.alarm == MISSING:
                 yield from self._send(world, Call("reassert", index, client.turn, client.token))
             elif client.timer < self.full or client.alarm == NOTICE:
@@ -82,11 +83,20 @@ class Programs(Worlds):
         mode = "push" if client.subscribed else "poll"
         yield from self._send(world, Call("acquire", index, client.turn, hint, client.arrival, mode))
 
+    def end_body(self, world: World, index: int) -> Iterator[Step]:
+        """Under a strict memory policy it waits for the memory, while it beats; then it releases."""
+        client = world.clients[index]
+        if client.phase == HELD and self.config.clients[index].drains:
+            draining = with_client(world, index, client._replace(phase=DRAINING))
+            yield from self._send(draining, Call("heartbeat", index, client.turn, client.token, mode="draining"))
+        else:
+            yield from self.release(world, index)
+
     def release(self, world: World, index: int) -> Iterator[Step]:
         client = world.clients[index]
         call = Call("release", index, client.turn, client.token)
         leaving = with_client(world, index, client._replace(phase=RELEASING, timer=0, flag=CALM))
-        yield from self._send(leaving, call, sure=client.phase == HELD and not client.forced)
+        yield from self._send(leaving, call, sure=client.holds and not client.forced)
 
     def leave(self, world: World, index: int) -> Iterator[Step]:
         yield from self._send(world, Call("withdraw", index, world.clients[index].turn, mode="own"))
@@ -107,12 +117,12 @@ class Programs(Worlds):
         client, rest = world.clients[note.client], self.without(world, note)
         text = f"{name(note.client)} reads {describe(note)}"
         if note.kind == "lost":
-            current = client.phase == HELD and client.token == note.value
+            current = client.holds and client.token == note.value
             yield text, with_client(rest, note.client, client.noticing(NOTICE)) if current else rest, ""
         elif client.phase == WAIT and client.turn == note.turn:
             for then, after, fault in self.check(rest, note.client, note.value):
                 yield f"{text}; {then}", after, fault
-        elif client.phase in (HELD, RELEASING, LEAVING) and client.turn == note.turn:
+        elif client.phase in (HELD, DRAINING, RELEASING, LEAVING) and client.turn == note.turn:
             yield text, rest, ""
         else:
             # Not waited for any more: it is handed on.
@@ -212,7 +222,7 @@ class Programs(Worlds):
             return world, ""
         if call.name == "acquire" and client.phase == WAIT:
             return self._acquired(world, call.client, client, result, age)
-        if call.name in ("heartbeat", "reassert") and client.phase == HELD:
+        if call.name in ("heartbeat", "reassert") and client.holds:
             return self._beaten(world, call, client, result, age)
         if (call.name, client.phase) in (("release", RELEASING), ("withdraw", LEAVING)):
             return with_client(world, call.client, self._next_turn(call.client, client)), ""

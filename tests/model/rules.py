@@ -8,8 +8,10 @@ from tests.model.outsiders import Outsiders
 from tests.model.worlds import (
     CALM,
     DEAD,
+    DRAINING,
     FINISHED,
     HELD,
+    IDLE,
     LEAVING,
     NOTICE,
     RELEASING,
@@ -51,7 +53,7 @@ class Rules(Outsiders):
         faults = world.faults
         if faults.crash:
             for index, client in enumerate(world.clients):
-                if client.phase in (WAIT, HELD, RELEASING, LEAVING):
+                if client.phase not in (IDLE, FINISHED, DEAD):
                     yield f"{name(index)} is killed", self._crash(world, index), ""
         if faults.cut:
             for index, client in enumerate(world.clients):
@@ -100,7 +102,7 @@ class Rules(Outsiders):
         """Every connection drops. Holders and waiters notice by that; calls on their way may still run."""
         clients = []
         for client in world.clients:
-            if client.phase == HELD:
+            if client.holds:
                 client = client.noticing(max(client.alarm, NOTICE))
             elif client.phase == WAIT:
                 client = client._replace(flag=0, subscribed=False)
@@ -117,7 +119,7 @@ class Rules(Outsiders):
         """Holders notice a restart and beat within its grace: the promise ends where they do not."""
         state = self.caller.states[world.state]
         if state.grace_left(self.config.grace) == 1:
-            return not any(c.phase == HELD and c.alarm != CALM and c.timer > 1 for c in world.clients)
+            return not any(c.holds and c.alarm != CALM and c.timer > 1 for c in world.clients)
         return True
 
     def somebody_is_due(self, world: World) -> bool:
@@ -131,7 +133,7 @@ class Rules(Outsiders):
             if client.phase == WAIT:
                 if not client.timer or not (client.subscribed or self.config.clients[index].polls):
                     return True
-            elif client.phase == HELD:
+            elif client.holds:
                 if client.alarm or client.timer <= self.config.margin:
                     return True
             elif client.phase in (RELEASING, LEAVING):
@@ -142,8 +144,8 @@ class Rules(Outsiders):
         clients = []
         for client in world.clients:
             phase, turn, subscribed, timer, token, arrival, flag = client
-            if timer and (phase in (WAIT, HELD)):
-                if phase == HELD and timer == 1:
+            if timer and phase in (WAIT, HELD, DRAINING):
+                if phase != WAIT and timer == 1:
                     phase, flag = RELEASING, CALM
                 client = Client(phase, turn, subscribed, timer - 1, token, arrival, flag)
             clients.append(client)
@@ -164,8 +166,8 @@ class Rules(Outsiders):
         if world.flights:
             return self.arrive(world, world.flights[0])
         for index, client in enumerate(world.clients):
-            if client.phase in (HELD, RELEASING):
-                return next(self.release(world, index))
+            if client.holds or client.phase == RELEASING:
+                return next(self.end_body(world, index))
             if client.phase == LEAVING:
                 return next(self.leave(world, index))
             if client.phase == WAIT:

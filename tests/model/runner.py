@@ -13,7 +13,7 @@ from tests.model.store import Message, Session, Status, Store, StoreError, encod
 
 SCRIPTS = (
     "acquire", "heartbeat", "reap", "reassert", "release", "resume", "withdraw", "count", "snapshot", "sweep",
-    "end_foreign", "note",
+    "end_foreign", "note", "verdict", "lift",
 )  # fmt: skip
 
 # redis.call runs behind this: an error is data in Python and an error value in Lua, never an exception across the two.

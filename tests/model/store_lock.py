@@ -46,15 +46,15 @@ class StoreLock:
         }  # fmt: skip
         return self.call("acquire", waiter, *{**arguments, **changed}.values())
 
-    def beat(self, holder: str, token: int) -> list[Any]:
-        return self.call("heartbeat", holder, token, 60_000, 600_000)
+    def beat(self, holder: str, token: int, phase: str = "") -> list[Any]:
+        return self.call("heartbeat", holder, token, 60_000, 600_000, phase)
 
     def reassert(self, holder: str, token: int) -> list[Any]:
         lease = (60_000, 600_000)
         return self.call("reassert", holder, token, *lease, f"inbox-{holder}", "train", PROCESS, self.now_us, 0)
 
-    def release(self, holder: str, token: int) -> list[Any]:
-        return self.call("release", holder, token, "normal")
+    def release(self, holder: str, token: int, quarantine: str = "") -> list[Any]:
+        return self.call("release", holder, token, "normal", quarantine)
 
     def withdraw(self, waiter: str) -> list[Any]:
         return self.call("withdraw", waiter, "timeout", "")

@@ -149,6 +149,37 @@ def test_a_grant_after_a_crash_is_dirty_until_a_holder_releases(lock: StoreLock)
     assert lock.acquire("c")[2] == ""
 
 
+def test_a_grant_after_a_crash_while_memory_was_waited_for_is_dirty(lock: StoreLock) -> None:
+    _, token, *_ = lock.acquire("a")
+    assert lock.beat("a", token, phase="draining") == ["renewed"]
+    assert lock.holder()["phase"] == "draining"
+    assert lock.acquire("b")[0] == "waiting"
+    lock.advance(60_000)
+    _, token, dirty, *_ = lock.acquire("b")
+    assert dirty == "1"
+
+
+def test_a_quarantine_is_told_to_every_holder_until_it_is_lifted_as_seen(lock: StoreLock) -> None:
+    _, token, *_ = lock.acquire("a")
+    lock.release("a", token, quarantine="8 GiB stayed")
+    for holder in ("b", "c"):
+        _, token, *_, quarantine = lock.acquire(holder)
+        assert quarantine == "8 GiB stayed"
+        lock.release(holder, token)
+    assert lock.call("lift", "another one", "operator", "me") == ["changed", "8 GiB stayed"]
+    assert lock.call("lift", "8 GiB stayed", "operator", "me") == ["lifted"]
+    assert lock.acquire("d")[-1] == ""
+
+
+def test_a_lost_lease_quarantines_nothing(lock: StoreLock) -> None:
+    _, token, *_ = lock.acquire("a")
+    lock.advance(60_000)
+    _, newer, *_ = lock.acquire("b")
+    assert lock.release("a", token, quarantine="8 GiB stayed")[0] == "done"
+    lock.release("b", newer)
+    assert lock.acquire("c")[-1] == ""
+
+
 def test_a_claimed_lease_that_old_data_shows_as_a_grant_becomes_a_lease_again(lock: StoreLock) -> None:
     lock.inboxes = {"inbox-b"}
     _, token, *_ = lock.acquire("a")

@@ -165,9 +165,9 @@ class HonestStore(RuleBasedStateMachine):
         elif reply[0] == "waiting":
             self.arrivals[waiter] = reply[2]
 
-    @rule(waiter=ids)
-    def beat(self, waiter: str) -> None:
-        self.both.run("heartbeat", 0, 0, "", waiter, self.tokens.get(waiter, 1), LEASE_MS, TTL_MS)
+    @rule(waiter=ids, phase=st.sampled_from(["", "", "draining"]))
+    def beat(self, waiter: str, phase: str) -> None:
+        self.both.run("heartbeat", 0, 0, "", waiter, self.tokens.get(waiter, 1), LEASE_MS, TTL_MS, phase)
 
     @rule(waiter=ids, held_for=st.sampled_from([0, 1234]))
     def reassert(self, waiter: str, held_for: int) -> None:
@@ -175,9 +175,10 @@ class HonestStore(RuleBasedStateMachine):
         lease = (LEASE_MS, TTL_MS, INBOXES[0], "train", '{"pid":1}', arrival, held_for)
         self.both.run("reassert", 0, 0, "", waiter, token, *lease)
 
-    @rule(waiter=ids)
-    def release(self, waiter: str) -> None:
-        self.both.run("release", WINDOW_MS, GRACE_MS, "", waiter, self.tokens.get(waiter, 1), "normal")
+    @rule(waiter=ids, quarantine=st.sampled_from(["", "", "8 GiB stayed"]))
+    def release(self, waiter: str, quarantine: str) -> None:
+        token = self.tokens.get(waiter, 1)
+        self.both.run("release", WINDOW_MS, GRACE_MS, "", waiter, token, "normal", quarantine)
 
     @rule(waiter=ids, reason=st.sampled_from(["timeout", "cancelled"]), inbox=st.sampled_from(["", *INBOXES]))
     def withdraw(self, waiter: str, reason: str, inbox: str) -> None:
@@ -209,6 +210,15 @@ class HonestStore(RuleBasedStateMachine):
     @rule(note=st.sampled_from(["note-1", "note-2"]))
     def note(self, note: str) -> None:
         self.both.run("note", 0, 0, "", note, "loop_stalled", "warning", "train", "h", "host:1", 'a "b" \\ \xfc', "{}")
+
+    @rule(waiter=ids)
+    def verdict(self, waiter: str) -> None:
+        figures = ("bytes", 8, "seconds", 1.5)
+        self.both.run("verdict", 0, 0, "", f"{waiter}:memory", waiter, 7, "train", "not_freed", "8 left", *figures)
+
+    @rule(seen=st.sampled_from(["8 GiB stayed", "another one"]))
+    def lift(self, seen: str) -> None:
+        self.both.run("lift", 0, 0, "", seen, "operator", "host:1")
 
     def _value(self, seen: bool) -> str:
         return (self.both.client.get(self.both.keys[0]) if seen else None) or "locked_by_x:y"

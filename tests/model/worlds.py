@@ -13,8 +13,7 @@ from tests.model.calls import Call, Caller, Note
 from tests.model.configs import Config, Faults
 from tests.model.normal import NEW, STALE, Rank
 
-IDLE, WAIT, HELD, RELEASING, LEAVING, FINISHED, DEAD = range(7)
-PHASES = ("idle", "waiting", "holding", "releasing", "leaving", "finished", "dead")
+IDLE, WAIT, HELD, DRAINING, RELEASING, LEAVING, FINISHED, DEAD = range(8)
 CALM, NOTICE, MISSING, FORCED = range(4)
 
 
@@ -33,9 +32,14 @@ class Client(NamedTuple):
     Waiting: 1 if Redis confirmed the seat."""
 
     @property
+    def holds(self) -> bool:
+        """By its own word: its body runs, or is over and the memory is waited for."""
+        return self.phase in (HELD, DRAINING)
+
+    @property
     def forced(self) -> bool:
         """An operator ended its lease, which it may not know yet: its word that it holds does not count."""
-        return self.phase == HELD and self.flag >= FORCED
+        return self.holds and self.flag >= FORCED
 
     @property
     def alarm(self) -> int:
