@@ -1,28 +1,178 @@
-"""From a wish to a hold that may begin: the acquisition, and what is asked of the GPU around it."""
+"""From a wish to a hold that may begin: the acquisition, and what is asked of the GPU before the body.
+
+While the GPU is looked at, the lock is held and its heartbeat goes on; who is refused hands it on.
+"""
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
+from aiogpulock import clock
 from aiogpulock.acquisition import Acquisition, Wish
 from aiogpulock.caretaker import STRICT
+from aiogpulock.config import GpuMemorySettings
+from aiogpulock.errors import ConfigError, DeviceBusyError, DeviceQuarantinedError, GpuLockError
+from aiogpulock.foreign import named
+from aiogpulock.gpu.memory import PASSES
+from aiogpulock.gpu.obstacles import Demands, Kind, Obstacle, gib, obstacles
+from aiogpulock.gpu.records import MemoryReading, NvmlError
+from aiogpulock.gpu.verify import Pauses, own_pids
 from aiogpulock.lease import Hold
 from aiogpulock.leaving import leave, reason_for
+from aiogpulock.models import Quarantine, quarantine_of
 
 if TYPE_CHECKING:
     from aiogpulock.manager import GpuLockManager
 
+logger = logging.getLogger(__name__)
+
 
 async def admitted(manager: GpuLockManager, wish: Wish) -> Hold:
-    """Acquire, with the GPU's memory looked after. Raises what `Acquisition.run` raises."""
+    """Acquire, with the GPU's memory looked after.
+
+    Raises what `Acquisition.run` raises; after that `DeviceBusyError`, `DeviceQuarantinedError`, `LeaseLostError`,
+    `NvmlError` where NVML is required.
+    """
     caretaker, memory = manager.caretaker, wish.settings.gpu_memory
+    begun = clock.now()
     before = caretaker.expect(wish.gpu, memory)
     hold = await Acquisition(manager, wish).run()
-    caretaker.begin(hold, memory, before)
-    if memory.policy in STRICT:
-        try:
-            await caretaker.looked(hold)
-        except BaseException as error:
-            await leave(manager, hold, reason_for(error))
-            raise
+    if not _is_checked(hold, memory):
+        caretaker.begin(hold, memory, before)
+        return hold
+    try:
+        longest = wish.settings.max_wait_time
+        left = float("inf") if longest is None else max(0.0, longest - (clock.now() - begun))
+        await Admission(manager, hold, memory, left).run()
+        await caretaker.begin_with_a_look(hold, memory)
+    except BaseException as error:
+        await leave(manager, hold, reason_for(error))
+        raise
     return hold
+
+
+def _is_checked(hold: Hold, memory: GpuMemorySettings) -> bool:
+    """Whether the body waits for a look. After a crash it always does: the dead cannot verify."""
+    asked = memory.policy in STRICT or memory.require_free is not None or memory.on_busy in ("wait", "raise")
+    return asked or hold.grant.dirty or bool(hold.grant.quarantine)
+
+
+class Admission:
+    """Looks at the GPU until it is as the holder demands it. `left`: seconds of `max_wait_time` that are left."""
+
+    def __init__(self, manager: GpuLockManager, hold: Hold, memory: GpuMemorySettings, left: float) -> None:
+        self._manager = manager
+        self._hold = hold
+        self._memory = memory
+        self._left = left
+        self._settle = min(memory.settle_time, left)
+        self._dirty = hold.grant.dirty
+        self._quarantine = self._told()
+        self._demands = Demands(
+            tolerance=memory.tolerance_bytes,
+            pids=own_pids(),
+            require_free=memory.require_free_bytes,
+            idle=memory.on_busy in ("wait", "raise") or (self._dirty and memory.on_busy == "warn"),
+            drained=self._dirty,
+            quarantine=self._quarantine,
+        )
+
+    async def run(self) -> None:
+        """Return when the body may begin."""
+        uuid = self._hold.gpu.uuid
+        if self._memory.on_quarantine == "raise" and self._quarantine is not None:
+            raise self._refusal(Obstacle("quarantined", self._quarantine.reason))
+        if uuid is None or self._hold.gpu.remote or self._memory.nvml == "off":
+            self._cannot_look("NVML is not there, or does not know the device")
+            return
+        try:
+            await self._until_clear(uuid)
+        except NvmlError as error:
+            if self._memory.nvml == "required":
+                raise
+            self._cannot_look(str(error))
+            return
+        if self._quarantine is not None:
+            await self._lift()
+
+    async def _until_clear(self, uuid: str) -> None:
+        begun, clear, waived, pauses = clock.now(), 0, set[Kind](), Pauses()
+        needed = PASSES if self._dirty or self._quarantine else 1
+        while True:
+            if self._hold.lost_reason is not None:
+                raise self._hold.loss()
+            reading = await self._manager.caretaker.nvml.read(uuid)
+            self._check_size(reading)
+            standing = [one for one in obstacles(reading, self._demands) if one.kind not in waived]
+            clear = 0 if standing else clear + 1
+            if clear >= needed:
+                return
+            for obstacle in standing:
+                if clock.now() - begun >= self._patience(obstacle.kind):
+                    self._give_up(obstacle)
+                    waived.add(obstacle.kind)
+            await pauses.next()
+
+    def _patience(self, kind: Kind) -> float:
+        """Seconds for which an obstacle may stand. Memory takes its time to come back, whoever had it."""
+        waits = self._memory.on_quarantine if kind == "quarantined" else self._memory.on_busy
+        return self._left if waits == "wait" and kind != "draining" else self._settle
+
+    def _give_up(self, obstacle: Obstacle) -> None:
+        """Refuse, or go on with a warning."""
+        refused = obstacle.kind in ("quarantined", "short") or self._memory.on_busy in ("wait", "raise")
+        if obstacle.kind == "draining" or not refused:
+            logger.warning("%s: %s", self._hold.keys.lock, self._text(obstacle))
+            return
+        raise self._refusal(obstacle)
+
+    def _refusal(self, obstacle: Obstacle) -> GpuLockError:
+        text = f"{self._hold.keys.lock} was handed on: {self._text(obstacle)}"
+        if obstacle.kind == "quarantined":
+            text = f"{text}. The first holder that finds the memory back lifts it; so does lift_quarantine()"
+            return DeviceQuarantinedError(text, obstacle.text)
+        return DeviceBusyError(text, named(obstacle.foreign))
+
+    def _text(self, obstacle: Obstacle) -> str:
+        gpu = self._hold.gpu
+        processes = ", ".join(map(str, named(obstacle.foreign)))
+        said = f"the GPU is quarantined: {obstacle.text}" if obstacle.kind == "quarantined" else obstacle.text
+        return f"{gpu.name or 'GPU'} {gpu.uuid or gpu.id}: {said}{f': {processes}' if processes else ''}"
+
+    def _cannot_look(self, why: str) -> None:
+        """Nobody is refused for that, but where a former holder has said that something is wrong."""
+        if self._quarantine is not None:
+            reason = f"{self._quarantine.reason}; nobody can look whether that has changed: {why}"
+            raise self._refusal(Obstacle("quarantined", reason))
+        asked = self._demands.require_free is not None or self._memory.on_busy in ("wait", "raise")
+        level = logging.WARNING if asked else logging.DEBUG
+        logger.log(level, "%s is held without a look at the GPU: %s", self._hold.keys.lock, why)
+
+    def _check_size(self, reading: MemoryReading) -> None:
+        required = self._memory.require_free_bytes
+        if required is not None and required > reading.total:
+            raise ConfigError(
+                f"gpu_lock.gpu_memory.require_free: {gib(required)} are more than the whole GPU has "
+                f"({gib(reading.total)}, {self._hold.gpu.uuid})"
+            )
+
+    # quarantine
+
+    def _told(self) -> Quarantine | None:
+        """The quarantine of this device. Where hosts share a lock by its index, it may be another's."""
+        text, uuid = self._hold.grant.quarantine, self._hold.gpu.uuid
+        if not text:
+            return None
+        quarantine = quarantine_of(text)
+        if quarantine is None:
+            raise DeviceQuarantinedError(f"{self._hold.keys.lock} is quarantined by another version: {text}", text)
+        return None if uuid is not None and quarantine.uuid != uuid else quarantine
+
+    async def _lift(self) -> None:
+        hold, manager = self._hold, self._manager
+        try:
+            if await manager.scripts.lift(hold.keys, hold.grant.quarantine, "memory is back", manager.actor):
+                logger.warning("%s: the memory is back, the quarantine is lifted", hold.keys.lock)
+        except GpuLockError as error:
+            logger.warning("%s: the memory is back, and the quarantine stays for now: %s", hold.keys.lock, error)

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from aiogpulock import clock
 from aiogpulock.config import GpuMemorySettings
 from aiogpulock.errands import Errands
 from aiogpulock.errors import GpuLockError, MemoryNotFreedError
+from aiogpulock.foreign import named
 from aiogpulock.gpu.footprint import Before, Footprint, footprint
 from aiogpulock.gpu.memory import MemoryReport, Terms
+from aiogpulock.gpu.obstacles import Demands, obstacles
 from aiogpulock.gpu.quarantine import quarantine_for
 from aiogpulock.gpu.reclaim import reclaim
-from aiogpulock.gpu.records import Gpu
+from aiogpulock.gpu.records import Gpu, NvmlError
 from aiogpulock.gpu.verify import Reader, Verification, nobody, own_pids, skipped, unverifiable
 from aiogpulock.incidents import Incidents
 from aiogpulock.lease import Hold
@@ -71,7 +75,7 @@ class Caretaker:
     """The memory of all holds of one manager."""
 
     def __init__(self, nvml: Reader, scripts: Scripts, errands: Errands, incidents: Incidents) -> None:
-        self._nvml = nvml
+        self.nvml = nvml
         self._scripts = scripts
         self._errands = errands
         self._incidents = incidents
@@ -79,6 +83,9 @@ class Caretaker:
         self._owed: dict[str, Care] = {}
         """Holds that are over and not judged yet, by device: at most one each."""
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        """Verdicts to come, by device; looks for others, by hold."""
+        self._known: set[tuple[int, float | None]] = set()
+        """Foreign processes that were warned of."""
         self._tasks: dict[str, asyncio.Task[None]] = {}
         """Verdicts under way, by device."""
         self._looks: set[asyncio.Task[None]] = set()
@@ -108,17 +115,39 @@ class Caretaker:
         self._skip(gpu.uuid)
         if owed is not None and (owed.baseline is not None or not owed.looked.is_set()):
             before = owed
-        elif before is None or settings.policy in STRICT or clock.now() > before.asked_at + STALE:
+        elif before is None or clock.now() > before.asked_at + STALE:
             before = self._look(gpu.uuid, settings)
-        if settings.policy not in STRICT:
-            before.held_at = min(before.held_at, hold.acquired_at)
-        self._cares[hold.id] = Care(hold, settings, before, prints)
+        before.held_at = min(before.held_at, hold.acquired_at)
+        self._cares[hold.id] = care = Care(hold, settings, before, prints)
+        if settings.on_busy == "warn":
+            when = max(settings.settle_time, STALE)
+            self._timers[hold.id] = asyncio.get_running_loop().call_later(when, self._look_at_others, care)
 
-    async def looked(self, hold: Hold) -> None:
-        """The first look is over: what the hold allocates from now on is known to be its own."""
+    def _look_at_others(self, care: Care) -> None:
+        del self._timers[care.hold.id]
+        self._start(self._look_for_others(care), "aiogpulock-others")
+
+    async def begin_with_a_look(self, hold: Hold, settings: GpuMemorySettings) -> None:
+        """The same for a hold whose body waits for the first look: what it allocates is known to be its own."""
+        self.begin(hold, settings, None)
         care = self._cares.get(hold.id)
-        if care is not None:
-            await care.before.looked.wait()
+        if care is None:
+            return
+        await care.before.looked.wait()
+        if care.before.asked_at >= hold.acquired_at:
+            care.before.held_at = clock.now()
+
+    async def _look_for_others(self, care: Care) -> None:
+        """Warn of foreign processes, once of each. Not at once: the holder before may still be giving memory back."""
+        with suppress(NvmlError):
+            reading = await self.nvml.read(care.before.uuid)
+            demands = Demands(tolerance=care.terms.tolerance, pids=care.before.pids, idle=True)
+            found = [one for obstacle in obstacles(reading, demands) for one in named(obstacle.foreign)]
+            new = [one for one in found if (one.pid, one.started) not in self._known]
+            self._known.update((one.pid, one.started) for one in new)
+            if new:
+                holder, text = care.hold.task_name, ", ".join(map(str, new))
+                logger.warning("%s is held by %s, and others use the GPU: %s", care.hold.keys.lock, holder, text)
 
     def _unjudged(self, uuid: str) -> Before | None:
         """The first look of the hold before, if that is not judged yet."""
@@ -127,10 +156,13 @@ class Caretaker:
 
     def _look(self, uuid: str, settings: GpuMemorySettings) -> Before:
         before = Before(uuid, own_pids())
-        task = asyncio.create_task(before.look(self._nvml, settings.tolerance_bytes), name="aiogpulock-first-look")
+        self._start(before.look(self.nvml, settings.tolerance_bytes), "aiogpulock-first-look")
+        return before
+
+    def _start(self, look: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(look, name=name)
         self._looks.add(task)
         task.add_done_callback(self._looks.discard)
-        return before
 
     # a hold ends
 
@@ -183,7 +215,11 @@ class Caretaker:
         if care is None:
             return
         care.prints.holding -= 1
+        timer = self._timers.pop(hold.id, None)
+        if timer is not None:
+            timer.cancel()
         if not in_order:
+            care.prints.owed = None
             hold.memory_report = skipped(hold.gpu.id, LOST)
         elif hold.memory_report is not None:
             self._tell(hold, hold.memory_report)
@@ -220,6 +256,7 @@ class Caretaker:
         except asyncio.CancelledError:
             if self._owed.get(uuid) is care:  # not by `_skip`
                 del self._owed[uuid]
+                care.prints.owed = None
                 care.hold.memory_report = skipped(care.hold.gpu.id, "the program ended before a verdict")
             raise
         del self._owed[uuid], self._tasks[uuid]
@@ -234,7 +271,7 @@ class Caretaker:
         if baseline is None:
             return unverifiable(hold.gpu.id, care.before.trouble)
         verification = Verification(
-            self._nvml,
+            self.nvml,
             hold.gpu.id,
             care.before.uuid,
             care.before.pids,
@@ -274,9 +311,10 @@ class Caretaker:
 
     async def close(self) -> None:
         """Give the verdicts under way a moment. They may have been cancelled before, as a program ends."""
-        for uuid, timer in list(self._timers.items()):
+        for key, timer in list(self._timers.items()):
             timer.cancel()
-            self._begin_verdict(uuid)
+            if key in self._owed:
+                self._begin_verdict(key)
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=LAST_WORD)
         left = [*self._tasks.values(), *self._looks]

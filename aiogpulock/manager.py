@@ -164,6 +164,15 @@ class GpuLockManager:
         parts = await self.started()
         return await read_history(parts.client, await self.keys_of(gpu_id), limit)
 
+    async def lift_quarantine(self, gpu_id: int | str, *, reason: str = "operator", actor: str | None = None) -> bool:
+        """End a GPU's quarantine, whatever its memory looks like. Answers whether there was one.
+
+        `reason` and `actor` go into the lock's history. Raises `InvalidGpuError`, `RedisUnavailableError`.
+        """
+        keys = await self.keys_of(gpu_id)
+        seen = await self.scripts.quarantine(keys)
+        return bool(seen) and await self.scripts.lift(keys, seen, reason, actor or self.actor)
+
     async def keys_of(self, gpu_id: int | str | LockSnapshot) -> LockKeys:
         """The keys under which this host locks a GPU, for whoever looks at the lock and does not acquire it.
 

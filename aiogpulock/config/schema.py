@@ -43,14 +43,12 @@ class Order(NamedTuple):
 class Schema:
     """The keys below `root`, and what their types cannot say.
 
-    `checks` take the converted value and the key as the user knows it, and raise `ConfigError`. `not_yet` tells the
-    values that this version must refuse.
+    `checks` take the converted value and the key as the user knows it, and raise `ConfigError`.
     """
 
     root: type[msgspec.Struct]
     sections: tuple[str, ...]
     checks: Mapping[str, Callable[[Any, str], object]]
-    not_yet: Mapping[str, Callable[[Any], bool]]
     orders: tuple[Order, ...]
     types: dict[str, Any] = field(init=False)
     """The type of each single setting, by full path such as ``gpu_lock.heartbeat.interval``."""
@@ -103,8 +101,6 @@ class Schema:
         except msgspec.ValidationError:
             raise refusal(path, item, _expected(self.types[path])) from None
         key = shown(path, item.source)
-        if path in self.not_yet and self.not_yet[path](value):
-            raise ConfigError(f"{key}: {show(value)} is not available in this version ({item.source})")
         if path in self.checks:
             try:
                 self.checks[path](value, key)

@@ -63,7 +63,8 @@ class GpuMemorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     tolerance: Size = "256MiB"
     settle_time: Seconds = 5.0
     require_free: Size | None = None
-    on_busy: Literal["warn", "wait", "raise"] = "warn"
+    on_busy: Literal["ignore", "warn", "wait", "raise"] = "warn"
+    on_quarantine: Literal["recheck", "wait", "raise"] = "recheck"
     nvml: Literal["auto", "required", "off"] = "auto"
     cleanup: tuple[str, ...] = ()
 
@@ -192,14 +193,6 @@ def override_monitor(settings: Settings, keywords: Mapping[str, object]) -> Moni
     return build(given, settings, "current setting").gpu_lock_monitor
 
 
-# Values that promise a protection which this version does not give. To be deleted when the GPU side lands.
-_NOT_YET = {
-    "gpu_lock.gpu_memory.policy": lambda value: value == "quarantine",
-    "gpu_lock.gpu_memory.require_free": lambda value: value is not None,
-    "gpu_lock.gpu_memory.on_busy": lambda value: value in ("wait", "raise"),
-}
-
-
 def _check_namespace(value: str, _key: str) -> None:
     check_namespace(redact_url(value))  # a URL that was put here by mistake; a good namespace stays as it is
 
@@ -215,7 +208,6 @@ SCHEMA = Schema(
         "gpu_lock.gpu_memory.require_free": lambda value, key: None if value is None else parse_size(value, key),
         "gpu_lock_alerts.urls": check_alert_urls,
     },
-    not_yet=_NOT_YET,
     orders=(
         Order("gpu_lock.poll_interval", "gpu_lock.max_poll_interval", may_equal=True),
         Order("gpu_lock.heartbeat.interval", "gpu_lock.heartbeat.timeout"),

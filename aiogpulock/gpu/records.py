@@ -109,6 +109,11 @@ class MemoryReading(msgspec.Struct, frozen=True):
     processes: tuple[ProcessMemory, ...] | None
     """None: not asked, or the driver does not tell. An empty list proves nothing."""
 
+    @property
+    def free(self) -> int:
+        """Neither in use nor reserved by the driver."""
+        return self.total - self.used - (self.reserved or 0)
+
     def bytes_of(self, pids: frozenset[int]) -> int | None:
         """What these processes use together; None if that is not known. One that is not listed uses nothing."""
         if self.processes is None:

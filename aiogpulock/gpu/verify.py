@@ -84,6 +84,18 @@ def skipped(gpu: str, reason: str) -> MemoryReport:
     return MemoryReport(gpu=gpu, status="skipped", reason=reason)
 
 
+class Pauses:
+    """The time between looks."""
+
+    def __init__(self) -> None:
+        self._pause = FIRST_PAUSE
+
+    async def next(self) -> None:
+        """Sleep, longer each time."""
+        await asyncio.sleep(self._pause * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+        self._pause = min(self._pause * GROWTH, LONGEST_PAUSE)
+
+
 async def nobody() -> bool:
     """Nobody was granted the lock."""
     return False
@@ -127,7 +139,7 @@ class Verification:
         """The verdict. Never raises but for cancellation."""
         begun = clock.now()
         looks: list[Look] = []
-        pause = FIRST_PAUSE
+        pauses = Pauses()
         while True:
             if reason := self._ended():
                 return skipped(self._gpu, reason)
@@ -140,8 +152,7 @@ class Verification:
                 verdict = final(looks)
             if verdict is not None:
                 return report(self._gpu, verdict, self._samples, self._terms, begun)
-            await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311
-            pause = min(pause * GROWTH, LONGEST_PAUSE)
+            await pauses.next()
 
     async def _look(self, baseline: Baseline) -> Look:
         reading = await self._nvml.read(self._uuid, processes=self._pids is not None, version=baseline.version)

@@ -198,21 +198,6 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(file: Path) -> Non
     assert "gpu_lock.heartbeat.interval: unknown key" in refused(file, "gpu_lock: {heartbeat.interval: 5}")
 
 
-@pytest.mark.parametrize(
-    ("keywords", "key"),
-    [
-        ({"policy": "quarantine"}, "policy=…): 'quarantine'"),
-        ({"require_free": "20GiB"}, "require_free=…): '20GiB'"),
-        ({"on_busy": "wait"}, "on_busy=…): 'wait'"),
-        ({"on_busy": "raise"}, "on_busy=…): 'raise'"),
-    ],
-)
-def test_a_promise_that_this_version_cannot_keep_is_refused(keywords: dict[str, object], key: str) -> None:
-    error = refused_keyword(gpu_memory=keywords)
-    assert error.startswith(f"gpu_lock(gpu_memory.{key}")
-    assert "is not available in this version" in error
-
-
 # --- YAML ---
 
 

@@ -1,0 +1,74 @@
+"""What may stand between a holder and its GPU, by one reading: pure functions. Sizes are bytes."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from aiogpulock.gpu.memory import CONTEXT_BYTES, IDLE_BYTES
+from aiogpulock.gpu.quarantine import is_over
+from aiogpulock.gpu.records import MemoryReading, ProcessMemory
+from aiogpulock.models import Quarantine
+
+Kind: TypeAlias = Literal["quarantined", "draining", "short", "busy"]
+
+
+class Demands(msgspec.Struct, frozen=True, kw_only=True):
+    """What a holder asks of its GPU."""
+
+    tolerance: int
+    pids: frozenset[int] | None
+    """The holder's own, as NVML numbers them; None: its numbers are not ours, and nobody counts as foreign."""
+    require_free: int | None = None
+    idle: bool = False
+    """No foreign process may use it."""
+    drained: bool = False
+    """What processes that have ended left must be gone: the holder before died."""
+    quarantine: Quarantine | None = None
+
+
+class Obstacle(msgspec.Struct, frozen=True):
+    """One demand that is not met."""
+
+    kind: Kind
+    text: str
+    foreign: tuple[ProcessMemory, ...] = ()
+
+
+def obstacles(reading: MemoryReading, demands: Demands) -> list[Obstacle]:
+    """All demands that this reading does not meet."""
+    found = []
+    foreign = foreign_processes(reading, demands.pids)
+    if demands.quarantine is not None and not is_over(demands.quarantine, reading):
+        found.append(Obstacle("quarantined", demands.quarantine.reason))
+    left = nobodys(reading)
+    if demands.drained and left > demands.tolerance + IDLE_BYTES:
+        found.append(Obstacle("draining", f"{gib(left)} are in use by no living process"))
+    if demands.require_free is not None and reading.free < demands.require_free:
+        text = f"{gib(reading.free)} of {gib(reading.total)} are free, and {gib(demands.require_free)} are required"
+        found.append(Obstacle("short", text, foreign))
+    busy = tuple(process for process in foreign if process.bytes is None or process.bytes > CONTEXT_BYTES)
+    if demands.idle and busy:
+        found.append(Obstacle("busy", "processes use it that do not hold its lock", busy))
+    return found
+
+
+def foreign_processes(reading: MemoryReading, pids: frozenset[int] | None) -> tuple[ProcessMemory, ...]:
+    """Everybody on the list but the holder, if that can be told apart."""
+    if pids is None:
+        return ()
+    return tuple(process for process in reading.processes or () if process.pid not in pids)
+
+
+def nobodys(reading: MemoryReading) -> int:
+    """Memory in use by no listed process. On an empty list that is all of it; without figures nothing is known."""
+    sizes = [process.bytes for process in reading.processes or ()]
+    if None in sizes:
+        return 0
+    return reading.used - sum(size for size in sizes if size is not None)
+
+
+def gib(size: int) -> str:
+    """A size for people."""
+    return f"{size / (1 << 30):.1f} GiB" if size >= 1 << 30 else f"{size / (1 << 20):.0f} MiB"

@@ -1,0 +1,344 @@
+"""What is asked of the GPU before the body: free memory, nobody else, and what a crash or a leak left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pickle
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from aiogpulock import (
+    ConfigError,
+    DeviceBusyError,
+    DeviceQuarantinedError,
+    GpuLockManager,
+    LeaseLostError,
+    LockTimeoutError,
+)
+from aiogpulock.gpu.records import NvmlError
+from aiogpulock.models import LockSnapshot
+from tests.gpu.processes import Told
+from tests.nvml_sim import GiB, MiB, Simulation, uuid
+from tests.unit.support import eventually
+
+STRANGER = 4_000_000
+"""A pid that no process has."""
+
+
+def asked(settle_time: float = 0.15, **more: Any) -> dict[str, Any]:
+    return {"settle_time": settle_time, **more}
+
+
+async def snapshot(manager: GpuLockManager) -> LockSnapshot:
+    (lock,) = await manager.status()
+    return lock
+
+
+@pytest.fixture
+def stranger(sim: Simulation) -> Iterator[int]:
+    """A living process that uses 9 GiB of GPU 0 and holds no lock."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        sim.use(0, 9 * GiB, pid=process.pid)
+        yield process.pid
+        process.kill()
+
+
+# require_free
+
+
+async def test_enough_free_memory_lets_the_body_begin(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    sim.use(0, 9 * GiB, pid=STRANGER)
+    async with gpu_manager.lock(0, gpu_memory=asked(require_free="70GiB")):
+        pass
+
+
+async def test_too_little_free_memory_is_waited_for(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    sim.device(0).unattributed = 70 * GiB
+    asyncio.get_running_loop().call_later(0.2, setattr, sim.device(0), "unattributed", 0)
+    begun = time.monotonic()
+    async with gpu_manager.lock(0, gpu_memory=asked(30, require_free="20GiB")):
+        assert time.monotonic() - begun >= 0.19
+
+
+async def test_who_is_refused_hands_the_lock_on_and_learns_who_has_the_memory(
+    gpu_manager: GpuLockManager, sim: Simulation, stranger: int
+) -> None:
+    with pytest.raises(DeviceBusyError) as caught:
+        await gpu_manager.lock(0, gpu_memory=asked(require_free="75GiB")).acquire()
+    (process,) = caught.value.processes
+    assert (process.pid, process.bytes, process.name) == (stranger, 9 * GiB, "sleep")
+    assert process.started is not None
+    assert abs(process.started - time.time()) < 60
+    assert "70.5 GiB of 80.0 GiB are free, and 75.0 GiB are required" in str(caught.value)
+    assert f"pid {stranger} (sleep) with 9216 MiB since 20" in str(caught.value)
+    assert (await snapshot(gpu_manager)).value is None
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (str(copy), copy.processes) == (str(caught.value), caught.value.processes)
+
+
+async def test_more_than_the_card_has_is_a_mistake_of_the_settings(gpu_manager: GpuLockManager) -> None:
+    begun = time.monotonic()
+    with pytest.raises(ConfigError, match=r"require_free: 100\.0 GiB are more than the whole GPU has \(80\.0 GiB"):
+        await gpu_manager.lock(0, gpu_memory=asked(60, require_free="100GiB")).acquire()
+    assert time.monotonic() - begun < 30
+    assert (await snapshot(gpu_manager)).value is None
+
+
+# on_busy
+
+
+async def test_raise_refuses_a_busy_gpu_and_an_idle_context_is_not_busy(
+    gpu_manager: GpuLockManager, sim: Simulation, stranger: int
+) -> None:
+    lock = gpu_manager.lock(0, gpu_memory=asked(on_busy="raise"))
+    with pytest.raises(DeviceBusyError, match="processes use it that do not hold its lock") as caught:
+        await lock.acquire()
+    assert [process.pid for process in caught.value.processes] == [stranger]
+    sim.use(0, 400 * MiB, pid=stranger)
+    async with lock:
+        pass
+
+
+async def test_the_holders_own_memory_is_not_foreign(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    sim.use(0, 9 * GiB)
+    async with gpu_manager.lock(0, gpu_memory=asked(on_busy="raise")):
+        pass
+
+
+async def test_wait_keeps_the_lock_until_the_others_are_gone(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    sim.use(0, 9 * GiB, pid=STRANGER)
+    waiting = asyncio.create_task(gpu_manager.lock(0, gpu_memory=asked(on_busy="wait")).acquire())
+
+    async def held() -> bool:
+        return any(lock.phase == "held" for lock in await gpu_manager.status())
+
+    await eventually(held, description="the lock is held")
+    await asyncio.sleep(0.3)  # longer than settle_time
+    assert not waiting.done()
+    sim.use(0, 0, pid=STRANGER)
+    await (await waiting).release()
+
+
+async def test_wait_is_bounded_by_what_is_left_of_max_wait_time(
+    gpu_manager: GpuLockManager, sim: Simulation, stranger: int
+) -> None:
+    holder = await gpu_manager.lock(0).acquire_for("a holder")
+    asyncio.get_running_loop().call_later(0.4, lambda: asyncio.ensure_future(holder.release()))
+    begun = time.monotonic()
+    with pytest.raises(DeviceBusyError):
+        await gpu_manager.lock(0, max_wait_time=0.8, gpu_memory=asked(on_busy="wait")).acquire()
+    assert 0.75 <= time.monotonic() - begun < 5
+    assert (await snapshot(gpu_manager)).value is None
+
+
+async def test_the_heartbeat_goes_on_while_the_gpu_is_waited_for(redis_url: str, sim: Simulation) -> None:
+    sim.use(0, 9 * GiB, pid=STRANGER)
+    short = {"interval": 0.1, "timeout": 1.5}
+    async with GpuLockManager(redis_url, heartbeat=short, restart_grace=0, gpu_memory={"nvml": "auto"}) as manager:
+        asyncio.get_running_loop().call_later(3, lambda: sim.use(0, 0, pid=STRANGER))
+        async with manager.lock(0, gpu_memory=asked(on_busy="wait")) as lease:
+            lease.check()
+
+
+async def test_a_lease_that_is_taken_away_meanwhile_is_lost(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    sim.use(0, 9 * GiB, pid=STRANGER)
+    waiting = asyncio.create_task(gpu_manager.lock(0, gpu_memory=asked(on_busy="wait")).acquire())
+
+    async def forced() -> bool:
+        return await gpu_manager.force_release(0)
+
+    await asyncio.sleep(0.05)
+    await eventually(forced, description="the holder is ended")
+    with pytest.raises(LeaseLostError):
+        await waiting
+
+
+async def test_a_cancelled_wait_leaves_nothing_behind(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    sim.use(0, 9 * GiB, pid=STRANGER)
+    waiting = asyncio.create_task(gpu_manager.lock(0, gpu_memory=asked(on_busy="wait")).acquire())
+    await asyncio.sleep(0.1)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert (await snapshot(gpu_manager)).value is None
+    assert len(gpu_manager.owners) == 0
+
+
+async def test_warn_names_the_others_once_and_ignore_does_not(
+    gpu_manager: GpuLockManager, stranger: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warnings() -> list[str]:
+        return [record.message for record in caplog.records if "others use the GPU" in record.message]
+
+    for on_busy, count in (("ignore", 0), ("warn", 1), ("warn", 1)):
+        async with gpu_manager.lock(0, task_name="mine", gpu_memory=asked(0.05, on_busy=on_busy)):
+            await asyncio.sleep(0.3)
+        assert len(warnings()) == count
+    assert f"is held by mine, and others use the GPU: pid {stranger} (sleep) with 9216 MiB" in warnings()[0]
+
+
+@pytest.mark.parametrize("listing", ["no_bytes", "nothing"])
+async def test_lists_without_figures(gpu_manager: GpuLockManager, sim: Simulation, stranger: int, listing: Any) -> None:
+    """A process whose memory the driver does not tell is foreign all the same; an empty list names nobody."""
+    sim.list_processes(0, listing)
+    lock = gpu_manager.lock(0, gpu_memory=asked(on_busy="raise"))
+    if listing == "nothing":
+        async with lock:
+            return
+    with pytest.raises(DeviceBusyError, match="memory not told"):
+        await lock.acquire()
+
+
+async def test_in_a_container_nobody_counts_as_foreign(
+    gpu_manager: GpuLockManager, stranger: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiogpulock.gpu.verify._in_the_initial_namespace", lambda: False)
+    monkeypatch.delenv("AIOGPULOCK_NVML_PIDS")
+    async with gpu_manager.lock(0, gpu_memory=asked(on_busy="raise")):
+        pass
+
+
+@pytest.mark.parametrize("code", [9, 15, 999])
+async def test_a_gpu_that_cannot_be_looked_at_is_held_with_a_warning_or_refused_where_nvml_is_required(
+    gpu_manager: GpuLockManager, sim: Simulation, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    async with gpu_manager.lock(0):
+        pass
+    sim.call("by_uuid").error = code
+    async with gpu_manager.lock(0, gpu_memory=asked(require_free="1GiB")):
+        assert "is held without a look at the GPU" in caplog.text
+    with pytest.raises(NvmlError):
+        await gpu_manager.lock(0, gpu_memory=asked(require_free="1GiB", nvml="required")).acquire()
+    assert (await snapshot(gpu_manager)).value is None
+
+
+# after a crash
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("policy", ["off", "report"])
+def test_after_a_crash_the_next_holder_waits_for_the_memory_of_the_dead(
+    start_holder: Callable[..., Told], sim: Simulation, policy: str
+) -> None:
+    """Under every policy: the dead cannot verify."""
+    holder, other = start_holder(policy=policy), start_holder(policy=policy)
+    sim.reap(after_ms=300)
+    holder.do("acquire")
+    holder.do("use", size=9 * GiB)
+    other.begin_to("acquire")
+    time.sleep(0.1)
+    killed = time.clock_gettime(time.CLOCK_BOOTTIME)
+    holder.kill()
+    assert other.answer()["at"] - killed >= 0.28
+    assert sim.device(0).unattributed == 0
+
+
+async def test_what_a_crash_left_for_good_is_warned_of_and_not_waited_for_for_ever(
+    gpu_manager: GpuLockManager, sim: Simulation, redis_cleanup: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with gpu_manager.lock(0):
+        pass
+    redis_cleanup.hset(f"{{gpu_lock:{uuid(0)}}}:fence", "dirty", "1")  # as the reaper of a dead holder leaves it
+    sim.device(0).unattributed = 9 * GiB
+    async with gpu_manager.lock(0, gpu_memory=asked(0.2)):
+        assert "9.0 GiB are in use by no living process" in caplog.text
+
+
+# quarantine
+
+
+async def quarantine(manager: GpuLockManager, sim: Simulation) -> None:
+    """A holder leaves 1 GiB."""
+    async with manager.lock(0, task_name="leaky", gpu_memory=asked(policy="quarantine")) as lease:
+        sim.use(0, GiB)
+    assert lease.memory_report is not None
+    assert lease.memory_report.status == "not_freed"
+
+
+async def test_a_leak_quarantines_the_gpu_until_a_holder_finds_it_free(
+    gpu_manager: GpuLockManager, sim: Simulation, caplog: pytest.LogCaptureFixture
+) -> None:
+    await quarantine(gpu_manager, sim)
+    assert caplog.records[-1].levelno >= logging.WARNING
+    reason = (await snapshot(gpu_manager)).quarantine
+    assert reason == f"'leaky' (pid {os.getpid()}) left 1024 MiB: the process keeps 1024 MiB more than before"
+    with pytest.raises(DeviceQuarantinedError) as caught:
+        await gpu_manager.lock(0, gpu_memory=asked()).acquire()
+    assert caught.value.reason == reason
+    assert (await snapshot(gpu_manager)).value is None
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (str(copy), copy.reason) == (str(caught.value), reason)
+    sim.use(0, 0)
+    async with gpu_manager.lock(0, gpu_memory=asked()):
+        pass
+    assert (await snapshot(gpu_manager)).quarantine is None
+    assert "lifted" in [event.event for event in await gpu_manager.history(0)]
+    async with gpu_manager.lock(0, gpu_memory=asked()):
+        pass
+
+
+async def test_a_clean_hold_quarantines_nothing(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    async with gpu_manager.lock(0, gpu_memory=asked(policy="quarantine")):
+        sim.use(0, GiB)
+        sim.use(0, 0)
+    assert (await snapshot(gpu_manager)).quarantine is None
+
+
+async def test_wait_waits_for_the_memory_and_raise_does_not_even_look(
+    gpu_manager: GpuLockManager, sim: Simulation
+) -> None:
+    await quarantine(gpu_manager, sim)
+    with pytest.raises(DeviceQuarantinedError):
+        await gpu_manager.lock(0, max_wait_time=0.3, gpu_memory=asked(on_quarantine="wait")).acquire()
+    waiting = asyncio.create_task(gpu_manager.lock(0, gpu_memory=asked(0, on_quarantine="wait")).acquire())
+    await asyncio.sleep(0.2)
+    assert not waiting.done()
+    sim.use(0, 0)
+    with pytest.raises(LockTimeoutError):
+        await gpu_manager.lock(0, max_wait_time=0, gpu_memory=asked(on_quarantine="raise")).acquire_for("another")
+    await (await waiting).release()
+
+
+async def test_raise_refuses_at_once(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    await quarantine(gpu_manager, sim)
+    sim.use(0, 0)
+    with pytest.raises(DeviceQuarantinedError):
+        await gpu_manager.lock(0, gpu_memory=asked(on_quarantine="raise")).acquire()
+
+
+async def test_an_operator_lifts_a_quarantine(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    assert not await gpu_manager.lift_quarantine(0)
+    await quarantine(gpu_manager, sim)
+    assert await gpu_manager.lift_quarantine(0, reason="rebooted the card", actor="ann")
+    async with gpu_manager.lock(0):
+        pass
+    events = {event.event: event for event in await gpu_manager.history(0)}
+    assert (events["lifted"].reason, events["lifted"].actor) == ("rebooted the card", "ann")
+
+
+async def test_who_cannot_look_is_refused(gpu_manager: GpuLockManager, sim: Simulation, redis_url: str) -> None:
+    await quarantine(gpu_manager, sim)
+    async with GpuLockManager(redis_url, gpu_memory={"nvml": "off"}, restart_grace=0) as blind:
+        with pytest.raises(DeviceQuarantinedError, match="nobody can look whether that has changed"):
+            await blind.lock(0).acquire()
+
+
+async def test_the_quarantine_of_another_hosts_device_under_the_same_index_is_not_ours(
+    gpu_manager: GpuLockManager, sim: Simulation, redis_cleanup: redis.Redis
+) -> None:
+    lock = gpu_manager.lock(0, identity="logical", gpu_memory=asked(policy="quarantine"))
+    async with lock:
+        sim.use(0, GiB)
+    fence = "{gpu_lock:0}:fence"
+    theirs = redis_cleanup.hget(fence, "quarantine").replace(uuid(0), uuid(77))
+    redis_cleanup.hset(fence, "quarantine", theirs)
+    async with gpu_manager.lock(0, identity="logical"):
+        pass
+    assert redis_cleanup.hget(fence, "quarantine") == theirs, "and it is not ours to lift"
