@@ -102,7 +102,7 @@ def _take(config: pytest.Config, wish: Wish, test: str) -> Turn:
         lock = turns.lock(wish, test)
         absence = turns.absence(wish.gpu_id) if options.without_gpu != "run" else ""
         if not absence:
-            return turns.take(wish.gpu_id, lock)
+            return turns.take(wish, lock)
     if options.without_gpu == "fail":
         pytest.fail(absence, pytrace=False)
     pytest.skip(absence)

@@ -6,19 +6,29 @@ or closes, can lose one.
 
 from __future__ import annotations
 
+import asyncio
 import os
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from aiogpulock import sync
+import pytest
+
+from aiogpulock import clock, sync
+from aiogpulock.config import GpuMemorySettings
 from aiogpulock.default import PerLoop
 from aiogpulock.errors import GpuLockError, InvalidGpuError
 from aiogpulock.gpu import nvml
 from aiogpulock.gpu.identity import locate
+from aiogpulock.gpu.memory import MemoryReport
 from aiogpulock.gpu.records import NvmlError
 from aiogpulock.lock import GpuLock
 from aiogpulock.manager import GpuLockManager
 from aiogpulock.pytest_plugin.mark import Wish
 from aiogpulock.pytest_plugin.options import Options
+
+VERDICT_SECONDS = 10.0
+"""Beyond `settle_time`, a driver that hangs keeps no suite."""
 
 
 @dataclass
@@ -27,6 +37,8 @@ class Turn:
 
     gpu_id: str
     lease: sync.Lease
+    memory: GpuMemorySettings
+    """How its memory is verified."""
     users: int = 1
 
 
@@ -66,18 +78,29 @@ class Turns:
     def lock(self, wish: Wish, task_name: str) -> sync.GpuLock:
         """Raises `ConfigError` for keywords that no lock takes."""
         keywords = {"task_name": task_name, **self._options.overrides, **wish.keywords}
+        keywords["gpu_memory"] = self._memory(wish)
         return sync.GpuLock(GpuLock(wish.gpu_id, self._find_manager, **keywords))
 
-    def take(self, gpu_id: str, lock: sync.GpuLock) -> Turn:
+    def _memory(self, wish: Wish) -> object:
+        """Every test is verified, whatever programs do elsewhere, unless its own mark says otherwise."""
+        policy = {"policy": "off" if self._options.leaks == "ignore" else "report"}
+        given = wish.keywords.get("gpu_memory", {})
+        return {**policy, **given} if isinstance(given, Mapping) else given
+
+    def take(self, wish: Wish, lock: sync.GpuLock) -> Turn:
         """Wait for a GPU, or join the turn that this process has on it. Raises `GpuLockError`."""
-        if gpu_id in self._turns:
-            self._turns[gpu_id].users += 1
+        if wish.gpu_id in self._turns:
+            self._turns[wish.gpu_id].users += 1
         else:
-            self._turns[gpu_id] = Turn(gpu_id, lock.acquire())
-        return self._turns[gpu_id]
+            memory = sync.call(self._find_manager).settings.gpu_lock.override(gpu_memory=self._memory(wish)).gpu_memory
+            self._turns[wish.gpu_id] = Turn(wish.gpu_id, lock.acquire(), memory)
+        return self._turns[wish.gpu_id]
 
     def give_back(self, turn: Turn) -> str:
-        """Release with the last user. Answers what is to be complained of; empty: nothing."""
+        """Release with the last user. Answers what is to be complained of; empty: nothing.
+
+        The verdict on the memory is waited for, so that no next test is accused of this one's leak.
+        """
         turn.users -= 1
         if turn.users or self._turns.pop(turn.gpu_id, None) is not turn:
             return ""
@@ -85,7 +108,14 @@ class Turns:
             turn.lease.release()
         except GpuLockError as error:
             return str(error)
-        return ""
+        report = sync.call(lambda: _verdict(turn)) if turn.memory.policy != "off" else None
+        if report is None or report.status != "not_freed":
+            return ""
+        leak = f"GPU {turn.gpu_id} was not given back whole by {turn.lease.task_name}: {report.reason}"
+        if self._options.leaks == "warn":
+            warnings.warn(pytest.PytestWarning(leak), stacklevel=1)
+            return ""
+        return leak
 
     def close(self) -> None:
         """Give back what an interrupted run still holds, and end the background thread."""
@@ -93,3 +123,11 @@ class Turns:
             turn.users = 1
             self.give_back(turn)
         sync.close()
+
+
+async def _verdict(turn: Turn) -> MemoryReport | None:
+    deadline = clock.now() + turn.memory.settle_time + VERDICT_SECONDS
+    while turn.lease.memory_report is None and clock.now() < deadline:
+        await asyncio.sleep(0.005)
+    report: MemoryReport | None = turn.lease.memory_report
+    return report

@@ -412,6 +412,54 @@ def test_a_lost_lease_is_an_error_of_the_test_that_lost_it(run: Run) -> None:
     result.stdout.no_fnmatch_line("*Traceback*")
 
 
+# memory
+
+LEAKY = """
+    import os, pytest
+    from pathlib import Path
+    from tests.nvml_sim import MiB, Simulation
+
+    pytestmark = pytest.mark.gpu_lock(0, gpu_memory={"settle_time": 0.2})
+
+    @pytest.fixture
+    def gpu():
+        simulation = Simulation(Path(os.environ["NVML_SIM_STATE"]))
+        yield simulation
+        simulation.close()
+
+    def test_clean(gpu):
+        gpu.use(0, 2000 * MiB)
+        gpu.use(0, 300 * MiB)  # a context stays
+
+    def test_leaky(gpu):
+        gpu.use(0, 1800 * MiB)
+
+    def test_after_it(gpu):
+        gpu.use(0, 2500 * MiB)
+        gpu.use(0, 1800 * MiB)
+
+    def test_failing(gpu):
+        gpu.use(0, 3000 * MiB)
+        pytest.fail("its own")
+"""
+LEAK = "GPU 0 was not given back whole by test_suite.py::test_leaky: the process keeps 1500 MiB more than before"
+
+
+def test_a_leak_is_an_error_of_the_test_that_leaks_and_of_no_other(run: Run) -> None:
+    result = run(LEAKY)
+    outcomes(result, passed=3, failed=1, errors=2)
+    result.stdout.fnmatch_lines(["_* ERROR at teardown of test_leaky _*", LEAK])
+    result.stdout.fnmatch_lines(["_* ERROR at teardown of test_failing _*", "GPU 0 * by test_suite.py::test_failing: *"])
+    result.stdout.no_fnmatch_line("*Traceback*")
+
+
+def test_a_leak_can_be_a_warning_or_nobodys_business(run: Run) -> None:
+    result = run(LEAKY, "--gpu-lock-leaks=warn", "-k", "not failing")
+    outcomes(result, passed=3, deselected=1)
+    result.stdout.fnmatch_lines(f"*PytestWarning: {LEAK}")
+    outcomes(run(LEAKY, "--gpu-lock-leaks=ignore", "-k", "not failing"), passed=3, deselected=1)
+
+
 # pytest-timeout
 
 
