@@ -202,7 +202,7 @@ def _whole_device(baseline: Baseline, sample: MemorySample, terms: Terms) -> Loo
     if not baseline.steady:
         doubt = "memory of others drained" if baseline.steady is False else "it is not known whether others drained"
         reason = f"NVML gives no figures per process, and {doubt} when the lease began"
-        for_good = sample.own is None
+        for_good = not terms.processes_gone  # of theirs, what is in use may still turn out to be others'
         return Look("unverifiable", reason, left, before, sample.used, foreign, for_good)
     if ours > terms.tolerance:
         return say("freed_except_context", "what is left on the device fits a CUDA context")

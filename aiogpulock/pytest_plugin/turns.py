@@ -83,7 +83,7 @@ class Turns:
 
     def _memory(self, wish: Wish) -> object:
         """Every test is verified, whatever programs do elsewhere, unless its own mark says otherwise."""
-        policy = {"policy": "off" if self._options.leaks == "ignore" else "report"}
+        policy = {"policy": "off" if self._options.leaks == "ignore" else "hold"}
         given = wish.keywords.get("gpu_memory", {})
         return {**policy, **given} if isinstance(given, Mapping) else given
 

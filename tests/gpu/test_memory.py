@@ -105,6 +105,15 @@ def test_without_own_figures_a_rise_that_another_process_explains_is_foreign() -
     assert status(start, sample(2 * GiB, (ME, None), (OTHER, 9 * GiB)), steady=True) == "not_freed"
 
 
+@pytest.mark.parametrize("start", [sample(20 * GiB), sample(20 * GiB, told=False), sample(20 * GiB, mine=False)])
+def test_where_nvml_tells_no_processes_nobody_waits_for_a_verdict_that_cannot_come(start: MemorySample) -> None:
+    once = look(baseline(start), start, TERMS)
+    assert settled([once, once]) == once
+    assert once.status == "unverifiable"
+    leaked = look(baseline(start), sample(23 * GiB), TERMS)
+    assert settled([leaked, leaked]) is None, "what is left may still be given back"
+
+
 @pytest.mark.parametrize(
     ("before", "after", "steady", "expected"),
     [
