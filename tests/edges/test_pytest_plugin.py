@@ -449,7 +449,9 @@ def test_a_leak_is_an_error_of_the_test_that_leaks_and_of_no_other(run: Run) -> 
     result = run(LEAKY)
     outcomes(result, passed=3, failed=1, errors=2)
     result.stdout.fnmatch_lines(["_* ERROR at teardown of test_leaky _*", LEAK])
-    result.stdout.fnmatch_lines(["_* ERROR at teardown of test_failing _*", "GPU 0 * by test_suite.py::test_failing: *"])
+    result.stdout.fnmatch_lines(
+        ["_* ERROR at teardown of test_failing _*", "GPU 0 * by test_suite.py::test_failing: *"]
+    )
     result.stdout.no_fnmatch_line("*Traceback*")
 
 
