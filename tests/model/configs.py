@@ -78,10 +78,10 @@ CONFIGS = {
     config.name: config
     for config in (
         # three programs, and one of each fault that the promise names
-        Config("faults", push(3), Faults(crash=1, reply=1, message=1, data=1, stall=1)),
+        Config("faults", push(3), Faults(crash=1, reply=1, message=1, data=1, quit=1, stall=1)),
         Config("delays", push(2), Faults(slow=1, quit=1, reply=1, data=1, stall=1)),
         Config("guard", push(2), Faults(slow=2, quit=1, data=1)),
-        Config("queue", push(3), Faults(slow=1, quit=1, stall=1)),
+        Config("queue", push(3), Faults(slow=1, quit=1, reply=1, stall=1)),
         Config("turns", push(2, turns=2), Faults(slow=1, reply=1, quit=1)),
         Config("polls", (ClientSpec(0, polls=True), ClientSpec(1), ClientSpec(2)), Faults(crash=1, quit=1, stall=2)),
         Config("priority", (*push(2), ClientSpec(2, priority=1)), Faults(message=1, quit=1, stall=1)),
@@ -101,6 +101,10 @@ CONFIGS = {
         Config("delays-3", push(3), Faults(slow=1, quit=1, reply=1, crash=1, data=1)),
         Config("four", push(4), Faults(crash=1, reply=1, message=1)),
         Config("old-data-3", push(3), Faults(old=1, crash=1, message=1, reply=1, stall=1)),
+        Config(
+            "polls-data", (ClientSpec(0, polls=True), *push(3)[1:]), Faults(crash=1, reply=1, data=1, quit=1, stall=1)
+        ),
+        Config("draining-3", push(3, drains=True), Faults(crash=1, reply=1, message=1, data=1, quit=1, stall=1)),
         Config("slow-polls", (ClientSpec(0, polls=True), *push(3)[1:]), Faults(slow=1, reply=1, data=1, quit=1)),
     )
 }
@@ -121,6 +125,6 @@ SUITES = {
         "faults", "delays", "guard", "queue", "turns", "polls", "priority", "once", "shared", "old-data", "restart",
         "forced", "watched", "older", "draining", "draining-data",
     ),
-    "large": ("late", "twice", "delays-3", "four", "old-data-3", "slow-polls"),
+    "large": ("late", "twice", "delays-3", "four", "old-data-3", "slow-polls", "polls-data", "draining-3"),
 }  # fmt: skip
 """Several configurations under one name."""
