@@ -13,7 +13,15 @@ import time
 
 from tests.workers import ROOT
 
-TESTS = ("-m", "pytest", "-q", "tests/model", "tests/faults", "tests/unit/test_cancellation.py")
+TESTS = (
+    "-m",
+    "pytest",
+    "-q",
+    "tests/model",
+    "tests/faults",
+    "tests/unit/test_cancellation.py",
+    "tests/gpu/test_cancellation_beside_a_gpu.py",
+)
 
 CI: dict[str, tuple[str, ...]] = {
     "model": ("-m", "tests.model", "--config", "ci"),

@@ -15,7 +15,11 @@ from pathlib import Path
 
 from tests.workers import ROOT
 
-SWEEP = ("tests/unit/test_cancellation.py", "tests/unit/test_loss_and_cancellation.py")
+SWEEP = (
+    "tests/unit/test_cancellation.py",
+    "tests/unit/test_loss_and_cancellation.py",
+    "tests/gpu/test_cancellation_beside_a_gpu.py",
+)
 NEWEST_MINOR = 20
 
 

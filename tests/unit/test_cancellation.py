@@ -5,23 +5,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
 
 import pytest
 import redis
 
-from aiogpulock import GpuLockManager, Lease, LockTimeoutError, ManagerClosedError
-from aiogpulock.scripts import script_command
-from tests.cancellation import Cut, Moment
+from aiogpulock import GpuLockManager, LockTimeoutError, ManagerClosedError
+from tests.cancellation import Cut, Moment, Scene, awaited, ended, keys_of_use, moments, nothing, times
 from tests.raw_scripts import RawLock
 from tests.servers import RealServer
 from tests.unit.support import eventually, waiters
 
-KEYS = ("gpu_lock:0", "{gpu_lock:0}:holder", "{gpu_lock:0}:heartbeat", "{gpu_lock:0}:queue", "{gpu_lock:0}:waiters")
-moments = pytest.mark.parametrize("moment", ["waiting", "answered"])
-times = pytest.mark.parametrize("more", [0, 1, 3], ids=["once", "twice", "four times"])
+KEYS = keys_of_use("0")
 
 
 @pytest.fixture
@@ -29,52 +26,6 @@ async def other(redis_url: str) -> AsyncIterator[GpuLockManager]:
     """Another program, as far as Redis can tell."""
     async with GpuLockManager(redis_url, restart_grace=0) as manager:
         yield manager
-
-
-def nothing() -> None:
-    """What happens meanwhile, if nothing does."""
-
-
-class Scene:
-    """The manager under test, and what must be as before after each cancellation."""
-
-    def __init__(self, manager: GpuLockManager, client: redis.Redis) -> None:
-        self.manager = manager
-        self.client = client
-        self._tasks = set(asyncio.all_tasks())
-
-    async def left_nothing(self, where: str) -> None:
-        manager, parts = self.manager, self.manager.parts
-        pools = [(parts.client, 4), (parts._urgent_client, 1)]
-
-        def found() -> list[object]:
-            tasks = asyncio.all_tasks() - self._tasks - {asyncio.current_task()}
-            return [
-                *self.client.keys("gpu_lock:*"),
-                *(key for key in KEYS if self.client.exists(key)),
-                *tasks,
-                *(client._busy for client, _ in pools if client._busy),
-                *(client._free for client, size in pools if client._free._value != size),
-                *manager.owners._owners,
-                *manager.holds.all(),
-                *(room for room in parts.rooms.values() if len(room)),
-            ]
-
-        try:
-            await eventually(lambda: not found(), description=f"nothing to be left after {where}", timeout=10)
-        except AssertionError as error:
-            raise AssertionError(f"left after {where}: {found()}") from error
-
-    def go_cold(self) -> None:
-        """The next command connects anew: more awaits before it is sent."""
-        self.manager.parts.client._close_idle()
-        self.manager.parts._urgent_client._close_idle()
-
-    def hand_over(self, lease: Lease) -> Callable[[], None]:
-        """What releases `lease` at once, whoever runs: the next waiter is granted in the same step."""
-        terms = (2000, 0, "")
-        command = script_command("release", lease._hold.keys, (*terms, lease.holder_id, lease.fencing_token, "normal"))
-        return lambda: self.client.execute_command(*command)
 
 
 @pytest.fixture
@@ -85,20 +36,12 @@ async def scene(manager: GpuLockManager, other: GpuLockManager, redis_cleanup: r
     return Scene(manager, redis_cleanup)
 
 
-async def ended(task: asyncio.Task[object], cut: Cut) -> bool:
-    """Wait for the cut task; answers whether the cut was reached. A cancellation must never be swallowed."""
-    await asyncio.wait([task])
-    if cut.fired:
-        assert task.cancelled(), f"cancelled at await {cut.count}, and ended with {task}"
-    return cut.fired
-
-
 @moments
 @times
 async def test_acquire_of_a_free_lock(scene: Scene, moment: Moment, more: int) -> None:
     for number in itertools.count(1):
         cut = Cut(number, moment, more=more)
-        task = asyncio.create_task(_await(cut(scene.manager.lock(0).acquire())))
+        task = asyncio.create_task(awaited(cut(scene.manager.lock(0).acquire())))
         if not await ended(task, cut):
             await task.result().release()
             break
@@ -114,7 +57,7 @@ async def test_acquire_of_a_held_lock_whose_grant_comes_at_that_moment(
     for number in itertools.count(1):
         lease = await other.lock(0).acquire()
         cut = Cut(number, moment, more=more, meanwhile=scene.hand_over(lease))
-        task = asyncio.create_task(_await(cut(scene.manager.lock(0).acquire())))
+        task = asyncio.create_task(awaited(cut(scene.manager.lock(0).acquire())))
         await eventually(lambda cut=cut: cut.fired or _waits(scene.manager), description="the cut, or a seat")
         reached = cut.fired
         if not reached:
@@ -136,7 +79,7 @@ async def test_acquire_of_a_held_lock_that_is_handed_on(
     for number in itertools.count(1):
         lease = await other.lock(0).acquire()
         cut = Cut(number, moment, more=more)
-        task = asyncio.create_task(_await(cut(scene.manager.lock(0).acquire())))
+        task = asyncio.create_task(awaited(cut(scene.manager.lock(0).acquire())))
         await eventually(lambda task=task: task.done() or _waits(scene.manager), description="the cut, or a seat")
         await lease.release()
         if not await ended(task, cut):
@@ -158,7 +101,7 @@ async def test_giving_up_after_max_wait_time(
         scene.go_cold()
         # A cut of the wait itself would be one of the tests above: the grant comes while it gives up.
         cut = Cut(number, moment, more=more, meanwhile=hand_over)
-        task = asyncio.create_task(_await(cut(scene.manager.lock(0, max_wait_time=0.03).acquire())))
+        task = asyncio.create_task(awaited(cut(scene.manager.lock(0, max_wait_time=0.03).acquire())))
         await asyncio.wait([task])
         assert task.cancelled() == cut.fired or isinstance(task.exception(), LockTimeoutError)
         await lease.release()
@@ -208,7 +151,7 @@ async def test_a_beat_of_the_heartbeat(scene: Scene, moment: Moment) -> None:
     for number in itertools.count(1):
         lease = await scene.manager.lock(0).acquire()
         cut = Cut(number, moment)
-        task = asyncio.create_task(_await(cut(scene.manager.parts.heartbeat._beat())))
+        task = asyncio.create_task(awaited(cut(scene.manager.parts.heartbeat._beat())))
         reached = await ended(task, cut)
         lease.check()
         await lease.release()
@@ -224,7 +167,7 @@ async def test_a_beat_that_must_re_assert(scene: Scene, moment: Moment) -> None:
         lease = await scene.manager.lock(0).acquire()
         scene.client.delete(*KEYS)
         cut = Cut(number, moment)
-        task = asyncio.create_task(_await(cut(scene.manager.parts.heartbeat._beat())))
+        task = asyncio.create_task(awaited(cut(scene.manager.parts.heartbeat._beat())))
         reached = await ended(task, cut)
         assert await scene.manager.parts.heartbeat._beat(), "the next beat settles it"
         assert scene.client.get("gpu_lock:0") == f"locked_by_{lease.task_name}:{lease.holder_id}"
@@ -242,7 +185,7 @@ async def test_the_start_of_a_manager(own_server: RealServer, moment: Moment) ->
         for number in itertools.count(1):
             manager = GpuLockManager(own_server.url, restart_grace=0)
             cut = Cut(number, moment)
-            task = asyncio.create_task(_await(cut(manager.started())))
+            task = asyncio.create_task(awaited(cut(manager.started())))
             reached = await ended(task, cut)
             if reached:
                 async with manager.lock(0):  # a later start is not harmed
@@ -265,7 +208,7 @@ async def test_the_close_of_a_manager_that_holds_waits_and_beats(
             manager = GpuLockManager(own_server.url, restart_grace=0)
             leases = [await manager.lock(gpu).acquire_for("somebody") for gpu in range(3)]
             cut = Cut(number, moment, more=more)
-            task = asyncio.create_task(_await(cut(manager.close())))
+            task = asyncio.create_task(awaited(cut(manager.close())))
             reached = await ended(task, cut)
             assert asyncio.all_tasks() <= before, f"a task is left after await {number}"
             assert not client.keys("gpu_lock:*")
@@ -295,7 +238,7 @@ async def test_the_close_of_a_manager_with_waiters(
             waiting = [asyncio.create_task(manager.lock(0).acquire()) for _ in range(2)]
             await eventually(lambda manager=manager: _waits(manager), description="a waiter in its seat")
             cut = Cut(number, moment, more=more, meanwhile=hand_over if granted else nothing)
-            task = asyncio.create_task(_await(cut(manager.close())))
+            task = asyncio.create_task(awaited(cut(manager.close())))
             reached = await ended(task, cut)
             await asyncio.wait(waiting)
             assert {type(waiter.exception()) for waiter in waiting} == {ManagerClosedError}
@@ -332,10 +275,6 @@ async def test_a_thousand_acquires_cancelled_at_random_moments_leave_nothing(
     assert held > 0, "some must have been cancelled inside the body"
     async with other.lock(0, max_wait_time=0):
         pass
-
-
-async def _await(operation: Awaitable[Lease]) -> Lease:
-    return await operation
 
 
 def _waits(manager: GpuLockManager) -> bool:
