@@ -8,16 +8,18 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from aiogpulock import clock
 from aiogpulock.acquisition import Acquisition, Wish
 from aiogpulock.caretaker import STRICT
 from aiogpulock.config import GpuMemorySettings
 from aiogpulock.errors import ConfigError, DeviceBusyError, DeviceQuarantinedError, GpuLockError
-from aiogpulock.foreign import named
+from aiogpulock.foreign import family, named
 from aiogpulock.gpu.memory import PASSES
 from aiogpulock.gpu.obstacles import Demands, Kind, Obstacle, gib, obstacles
 from aiogpulock.gpu.records import MemoryReading, NvmlError
-from aiogpulock.gpu.verify import Pauses, own_pids
+from aiogpulock.gpu.verify import Pauses
 from aiogpulock.lease import Hold
 from aiogpulock.leaving import leave, reason_for
 from aiogpulock.models import Quarantine, quarantine_of
@@ -71,7 +73,7 @@ class Admission:
         self._quarantine = self._told()
         self._demands = Demands(
             tolerance=memory.tolerance_bytes,
-            pids=own_pids(),
+            pids=manager.caretaker.pids(),
             require_free=memory.require_free_bytes,
             idle=memory.on_busy in ("wait", "raise") or (self._dirty and memory.on_busy == "warn"),
             drained=self._dirty,
@@ -104,7 +106,8 @@ class Admission:
                 raise self._hold.loss()
             reading = await self._manager.caretaker.nvml.read(uuid)
             self._check_size(reading)
-            standing = [one for one in obstacles(reading, self._demands) if one.kind not in waived]
+            demands = structs.replace(self._demands, pids=family(self._demands.pids, reading))
+            standing = [one for one in obstacles(reading, demands) if one.kind not in waived]
             clear = 0 if standing else clear + 1
             if clear >= needed:
                 return

@@ -7,8 +7,31 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from aiogpulock.gpu.records import GpuProcess, ProcessMemory
+from aiogpulock.gpu.records import GpuProcess, MemoryReading, ProcessMemory
 from aiogpulock.liveness import start_time
+
+
+def family(pids: frozenset[int] | None, reading: MemoryReading) -> frozenset[int] | None:
+    """`pids`, and those on the list that descend from them: whoever the holder started is not foreign."""
+    if pids is None:
+        return None
+    return pids | {process.pid for process in reading.processes or () if _descends(process.pid, pids)}
+
+
+def _descends(pid: int, pids: frozenset[int]) -> bool:
+    while pid > 1:
+        if pid in pids:
+            return True
+        pid = _parent(pid)
+    return False
+
+
+def _parent(pid: int) -> int:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+        return int(stat.rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def named(processes: Sequence[ProcessMemory]) -> tuple[GpuProcess, ...]:

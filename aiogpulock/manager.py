@@ -77,7 +77,8 @@ class GpuLockManager:
         self.namespace = settings.gpu_lock.redis.namespace
         self.connect_timeout = settings.gpu_lock.redis.connect_timeout
         self.emergency_seconds = self.connect_timeout
-        self.process = msgspec.json.encode(with_companions(this_process(), companions))
+        self.companions = tuple(companions)
+        self.process = msgspec.json.encode(with_companions(this_process(), self.companions))
         self.actor = f"{this_process().host}:{os.getpid()}"
         self.holds = Holds()
         self.owners = Owners()

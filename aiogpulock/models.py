@@ -158,12 +158,15 @@ class Quarantine(msgspec.Struct, frozen=True, kw_only=True):
     """Of the holder, as NVML numbers them; none: it does not tell."""
     own_before: int
     """What they had before their hold."""
+    nobodys_before: int
+    """In use by no listed process then."""
     used_before: int
     """On the whole device then."""
     version: int
     """Of NVML's memory call: figures of another one cannot be compared."""
+    tolerance: int
     room: int
-    """How much more counts as back."""
+    """How much more of the holder's own counts as back: the tolerance, and a CUDA context where it had none."""
     since: float
     """Epoch seconds."""
 

@@ -77,7 +77,7 @@ class Parts:
             connect_timeout=manager.connect_timeout,
             connected=lambda: self.inbox.healthy,
         )
-        self.caretaker = Caretaker(shared(), self.urgent, self.errands, manager.incidents)
+        self.caretaker = Caretaker(shared(), self.urgent, self.errands, manager.incidents, manager.companions)
         self._manager = manager
         self._urgent_client = urgent
         self._guard: Guard | None = None

@@ -42,7 +42,7 @@ def obstacles(reading: MemoryReading, demands: Demands) -> list[Obstacle]:
     foreign = foreign_processes(reading, demands.pids)
     if demands.quarantine is not None and not is_over(demands.quarantine, reading):
         found.append(Obstacle("quarantined", demands.quarantine.reason))
-    left = nobodys(reading)
+    left = reading.nobodys or 0
     if demands.drained and left > demands.tolerance + IDLE_BYTES:
         found.append(Obstacle("draining", f"{gib(left)} are in use by no living process"))
     if demands.require_free is not None and reading.free < demands.require_free:
@@ -59,14 +59,6 @@ def foreign_processes(reading: MemoryReading, pids: frozenset[int] | None) -> tu
     if pids is None:
         return ()
     return tuple(process for process in reading.processes or () if process.pid not in pids)
-
-
-def nobodys(reading: MemoryReading) -> int:
-    """Memory in use by no listed process. On an empty list that is all of it; without figures nothing is known."""
-    sizes = [process.bytes for process in reading.processes or ()]
-    if None in sizes:
-        return 0
-    return reading.used - sum(size for size in sizes if size is not None)
 
 
 def gib(size: int) -> str:

@@ -17,15 +17,17 @@ def quarantine_for(
     """What Redis keeps of a verdict "not freed"."""
     listed = tuple(sorted(pids or ()))
     who = f"{task!r} (pid {', '.join(map(str, listed))})" if listed else repr(task)
-    own = baseline.sample.own
+    own, nobodys = baseline.sample.own, baseline.sample.unattributed
     quarantine = Quarantine(
         reason=f"{who} left {(report.bytes or 0) / (1 << 20):.0f} MiB: {report.reason}",
         uuid=uuid,
         task=task,
         pids=listed if own is not None else (),
         own_before=own or 0,
+        nobodys_before=max(0, nobodys or 0),
         used_before=baseline.sample.used,
         version=baseline.version,
+        tolerance=terms.tolerance,
         room=terms.tolerance + (0 if own else terms.context),
         since=time.time(),
     )
@@ -33,17 +35,14 @@ def quarantine_for(
 
 
 def is_over(quarantine: Quarantine, reading: MemoryReading) -> bool:
-    """The memory has come back: the whole device's, or, where NVML gives figures per process, the holder's.
+    """The memory has come back: the holder's, where NVML gives figures per process, or else the whole device's.
 
-    Memory of no listed process may still be the holder's.
+    Memory of no listed process may still be the holder's, or its children's.
     """
-    if reading.version == quarantine.version and reading.used <= quarantine.used_before + quarantine.room:
-        return True
     own = reading.bytes_of(frozenset(quarantine.pids))
-    if not quarantine.pids or own is None or not reading.tells_processes:
-        return False
-    listed = [process.bytes for process in reading.processes or ()]
-    if None in listed:
-        return False
-    nobodys = reading.used - sum(size for size in listed if size is not None)
-    return own <= quarantine.own_before + quarantine.room and nobodys <= quarantine.room + IDLE_BYTES
+    nobodys = reading.nobodys
+    told = reading.tells_processes or reading.used <= IDLE_BYTES
+    if quarantine.pids and own is not None and nobodys is not None and told:
+        back = own <= quarantine.own_before + quarantine.room
+        return back and nobodys <= quarantine.nobodys_before + max(quarantine.tolerance, IDLE_BYTES)
+    return reading.version == quarantine.version and reading.used <= quarantine.used_before + quarantine.room

@@ -122,6 +122,12 @@ class MemoryReading(msgspec.Struct, frozen=True):
         return None if None in sizes else sum(size for size in sizes if size is not None)
 
     @property
+    def nobodys(self) -> int | None:
+        """In use by no listed process; on an empty list that is all of it. None: some have no figure."""
+        sizes = [process.bytes for process in self.processes or ()]
+        return None if None in sizes else self.used - sum(size for size in sizes if size is not None)
+
+    @property
     def tells_processes(self) -> bool:
         """Whether the process list explains anything: with memory in use it is neither empty nor all zero."""
         return bool(self.processes) and any(process.bytes for process in self.processes or ())

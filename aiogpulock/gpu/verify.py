@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -38,14 +38,14 @@ class Reader(Protocol):
     async def read(self, uuid: str, *, processes: bool = True, version: int | None = None) -> MemoryReading: ...
 
 
-def own_pids() -> frozenset[int] | None:
-    """This process as NVML numbers it; None inside a container, where NVML shows the host's pids or none.
+def own_pids(companions: Iterable[int] = ()) -> frozenset[int] | None:
+    """This process and its companions, as NVML numbers them; None inside a container: it shows the host's pids or none.
 
     ``AIOGPULOCK_NVML_PIDS=same`` says that NVML sees the pids that this program sees.
     """
     if os.environ.get("AIOGPULOCK_NVML_PIDS") != "same" and not _in_the_initial_namespace():
         return None
-    return frozenset({os.getpid()})
+    return frozenset({os.getpid(), *companions})
 
 
 def _in_the_initial_namespace() -> bool:

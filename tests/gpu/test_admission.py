@@ -6,7 +6,9 @@ import asyncio
 import logging
 import os
 import pickle
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -43,11 +45,12 @@ async def snapshot(manager: GpuLockManager) -> LockSnapshot:
 
 @pytest.fixture
 def stranger(sim: Simulation) -> Iterator[int]:
-    """A living process that uses 9 GiB of GPU 0 and holds no lock."""
-    with subprocess.Popen(["sleep", "60"]) as process:
-        sim.use(0, 9 * GiB, pid=process.pid)
-        yield process.pid
-        process.kill()
+    """A living process that uses 9 GiB of GPU 0, holds no lock, and was started by somebody else."""
+    command = "import subprocess; print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL).pid)"
+    pid = int(subprocess.run([sys.executable, "-c", command], stdout=subprocess.PIPE, check=True).stdout)
+    sim.use(0, 9 * GiB, pid=pid)
+    yield pid
+    os.kill(pid, signal.SIGKILL)
 
 
 # require_free
@@ -106,10 +109,25 @@ async def test_raise_refuses_a_busy_gpu_and_an_idle_context_is_not_busy(
         pass
 
 
-async def test_the_holders_own_memory_is_not_foreign(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+async def test_the_memory_of_the_holder_and_its_children_is_not_foreign(
+    gpu_manager: GpuLockManager, sim: Simulation
+) -> None:
     sim.use(0, 9 * GiB)
-    async with gpu_manager.lock(0, gpu_memory=asked(on_busy="raise")):
-        pass
+    with subprocess.Popen(["sleep", "60"]) as child:  # noqa: ASYNC220 - it starts nothing that waits
+        sim.use(0, 9 * GiB, pid=child.pid)
+        async with gpu_manager.lock(0, gpu_memory=asked(on_busy="raise")):
+            pass
+        child.kill()
+
+
+async def test_companions_count_as_the_holder(sim: Simulation, redis_url: str, stranger: int) -> None:
+    async with (
+        GpuLockManager(redis_url, companions=[stranger], gpu_memory={"nvml": "auto"}, restart_grace=0) as manager,
+        manager.lock(0, gpu_memory=asked(on_busy="raise")) as lease,
+    ):
+        sim.use(0, 12 * GiB, pid=stranger)
+    report = await eventually(lambda: lease.memory_report, description="the verdict")
+    assert (report.status, report.bytes) == ("not_freed", 3 * GiB)
 
 
 async def test_wait_keeps_the_lock_until_the_others_are_gone(gpu_manager: GpuLockManager, sim: Simulation) -> None:
