@@ -57,6 +57,7 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
     clock_offset: float | None = None
     """Seconds by which the server's clock is ahead of this host's."""
     quarantined_gpus: tuple[str, ...] = ()
+    """GPU ids."""
     findings: tuple[Finding, ...] = ()
     """What is wrong, or may become so, with what to do about it."""
     scan_complete: bool = False
@@ -86,6 +87,7 @@ class Health:
             *(Finding("lock", "critical", str(error)) for error in found if isinstance(error, ProtocolError)),
             *(server_findings(info, self._client.where)),
             *_clock_findings(server_ahead, self._client.where),
+            *(Finding("quarantine", "warning", f"{lock.key}: {lock.quarantine}") for lock in locks if lock.quarantine),
         ]
         if self._census.scan_refused:
             findings.append(Finding("scan", "info", self._census.scan_refused))
@@ -106,6 +108,7 @@ class Health:
             eviction_policy=info.get("maxmemory_policy"),
             persistence=None if "aof_enabled" not in info else "aof" if info["aof_enabled"] == "1" else "rdb or none",
             clock_offset=server_ahead,
+            quarantined_gpus=tuple(lock.gpu_id for lock in locks if lock.quarantine),
             findings=tuple(findings),
             scan_complete=complete,
             timestamp=time.time(),

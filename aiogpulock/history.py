@@ -9,6 +9,8 @@ from aiogpulock.keys import LockKeys
 from aiogpulock.models import HistoryEvent
 from aiogpulock.redis_client import RedisClient
 
+MOST_EVENTS = 1000
+"""As many as a stream keeps, about."""
 ETA_HOLDS = 20
 """How many of the last holds an estimate is made of."""
 
@@ -16,6 +18,12 @@ ETA_HOLDS = 20
 async def read_history(client: RedisClient, keys: LockKeys, limit: int) -> list[HistoryEvent]:
     """The last `limit` events of one lock, newest first. Raises `RedisUnavailableError`."""
     entries = await client.execute("XREVRANGE", keys.events, "+", "-", "COUNT", limit)
+    return [_event(keys.gpu_id, entry) for entry in entries]
+
+
+async def read_since(client: RedisClient, keys: LockKeys, since: float) -> list[HistoryEvent]:
+    """The events of one lock from `since` (epoch seconds, the server's clock) on, oldest first."""
+    entries = await client.execute("XRANGE", keys.events, round(since * 1000), "+", "COUNT", MOST_EVENTS)
     return [_event(keys.gpu_id, entry) for entry in entries]
 
 

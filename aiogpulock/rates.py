@@ -60,6 +60,8 @@ class ExceptionRates(msgspec.Struct, frozen=True, kw_only=True):
     """Acquisitions that the rates are made of."""
     attempts: int
     """Attempts that the rates are made of."""
+    recent: ExceptionStats
+    """The four exception counters over the same time."""
 
 
 class RateWindow:
@@ -90,6 +92,7 @@ def _rates(totals: Totals, recent: Totals, window: float | None) -> ExceptionRat
         window=window,
         samples=recent.acquisitions,
         attempts=recent.attempts,
+        recent=recent.exception_stats,
     )
 
 

@@ -21,7 +21,7 @@ OLDEST = (7, 0)
 class Finding(msgspec.Struct, frozen=True):
     """Something about the server or its locks that an operator should know."""
 
-    check: Literal["server", "eviction", "cluster", "replication", "persistence", "clock", "scan", "lock"]
+    check: Literal["server", "eviction", "cluster", "replication", "persistence", "clock", "scan", "lock", "quarantine"]
     level: Literal["info", "warning", "critical"]
     message: str
 

@@ -11,7 +11,7 @@ import click
 
 VERBS = (
     *("run", "status", "top", "queue", "history", "wait", "release"),
-    *("monitor", "serve", "doctor", "config", "completion", "demo"),
+    *("monitor", "alerts", "serve", "doctor", "config", "completion", "demo"),
 )
 
 

@@ -1,6 +1,7 @@
 """Settings: `settings` has the records, `schema` checks values, `sources` finds them, `values` reads sizes and URLs."""
 
 from aiogpulock.config.settings import (
+    AlertSettings,
     CleanupSettings,
     GpuMemorySettings,
     LockSettings,
@@ -9,9 +10,10 @@ from aiogpulock.config.settings import (
     override_monitor,
 )
 from aiogpulock.config.sources import SettingsSource, load_settings
-from aiogpulock.config.values import redact_url
+from aiogpulock.config.values import redact_alert_url, redact_url
 
 __all__ = [
+    "AlertSettings",
     "CleanupSettings",
     "GpuMemorySettings",
     "LockSettings",
@@ -20,5 +22,6 @@ __all__ = [
     "SettingsSource",
     "load_settings",
     "override_monitor",
+    "redact_alert_url",
     "redact_url",
 ]

@@ -13,7 +13,13 @@ from msgspec import Meta
 from msgspec.structs import asdict, replace
 
 from aiogpulock.config.schema import PER_LOCK, Given, Order, Schema, refusal
-from aiogpulock.config.values import SIZE_WORDS, check_alert_urls, check_reclaimers, check_redis_url
+from aiogpulock.config.values import (
+    SIZE_WORDS,
+    check_alert_urls,
+    check_reclaimers,
+    check_redis_url,
+    redact_alert_url,
+)
 from aiogpulock.config.values import parse_size as parse_size
 from aiogpulock.config.values import redact_url as redact_url
 from aiogpulock.errors import ConfigError
@@ -170,7 +176,7 @@ class AlertSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     repeat_after: Seconds = 3600.0
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        return list((asdict(self) | {"urls": tuple(map(redact_url, self.urls))}).items())
+        return list((asdict(self) | {"urls": tuple(map(redact_alert_url, self.urls))}).items())
 
     def __repr__(self) -> str:
         return f"AlertSettings({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"

@@ -16,6 +16,7 @@ _REDIS_URL_WORDS = (
 )
 _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,9})?) ?([kmgt]i?)?b", re.ASCII | re.IGNORECASE)
 _SECRET_OPTION = re.compile(r"([?&][^=&]*(?:password|secret|token)[^=&]*=)[^&]*", re.IGNORECASE)
+_WITH_HOST = frozenset({"http", "https", "json", "jsons", "xml", "xmls", "form", "forms", "mailto", "mailtos"})
 _ALERT_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s]\S*")
 
 
@@ -32,6 +33,14 @@ def redact_url(url: str) -> str:
     else:
         place = re.sub(r"[/?#].+", "/***", place, flags=re.DOTALL)
     return f"{scheme}{mark}{who if at else ''}{at}{place}"
+
+
+def redact_alert_url(url: str) -> str:
+    """Return an alert URL fit for logs. Beside plain web hooks and mail, what stands where a host would is a key."""
+    scheme, mark, _ = url.partition("://")
+    if not mark:
+        return "***"
+    return redact_url(url) if scheme.lower() in _WITH_HOST else f"{scheme}://***"
 
 
 def show(value: object) -> str:
@@ -88,4 +97,4 @@ def check_alert_urls(urls: Iterable[str], key: str) -> None:
     """Raise `ConfigError` for a URL without a scheme or without a place."""
     for url in urls:
         if not _ALERT_URL.fullmatch(url):
-            raise ConfigError(f"{key}: got {show(url)}, expected URLs with a scheme and a host")
+            raise ConfigError(f"{key}: got {redact_alert_url(url)!r}, expected URLs with a scheme and a host")

@@ -131,6 +131,11 @@ def read(uuid: str, *, processes: bool, version: int | None) -> MemoryReading:
     )
 
 
+def utilization(uuid: str) -> int:
+    with _typed(f"utilization of {uuid}") as nvml:
+        return int(nvml.nvmlDeviceGetUtilizationRates(nvml.nvmlDeviceGetHandleByUUID(uuid)).gpu)
+
+
 def _memory(handle: Any, uuid: str, version: int | None) -> tuple[Any, Literal[1, 2]]:
     if version != 1:
         try:

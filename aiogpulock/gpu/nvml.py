@@ -62,6 +62,10 @@ class Nvml:
         """
         return await self._call("memory reading", lambda: _driver.read(uuid, processes=processes, version=version))
 
+    async def utilization(self, uuid: str) -> int:
+        """Percent of the last moment, up to 1 s, in which the device computed; MIG has none. Raises `NvmlError`."""
+        return await self._call("utilization", lambda: _driver.utilization(uuid))
+
     async def driver_version(self) -> str:
         """Raises `NvmlError`."""
         return await self._call("driver version", _driver.version)

@@ -11,12 +11,18 @@ from types import TracebackType
 from typing import Self
 
 from aiogpulock import clock
+from aiogpulock.alerts import Alerts
 from aiogpulock.audit import AuditLog
 from aiogpulock.census import Census
 from aiogpulock.config import MonitorSettings, override_monitor
 from aiogpulock.errors import ConfigError, GpuLockError, ManagerClosedError, ProtocolError
+from aiogpulock.gpu.nvml import shared
+from aiogpulock.incidents import AlertHook, log_alert
 from aiogpulock.manager import GpuLockManager
-from aiogpulock.models import LockSnapshot
+from aiogpulock.models import Alert, LockSnapshot
+from aiogpulock.monitor.conditions import conditions, events
+from aiogpulock.monitor.elsewhere import Elsewhere
+from aiogpulock.monitor.idle import IdleWatch
 from aiogpulock.monitor.plan import Repair, plan
 from aiogpulock.monitor.repairs import Outcome, Repairer, Retries
 from aiogpulock.monitor.round import FailedRepair, Round
@@ -38,8 +44,11 @@ class GpuLockMonitor:
     only reports. Several monitors may run at once: the scripts let one of them succeed.
 
     `manager`: whose server to watch; by default one of its own, made with `redis_url` and `config` as `GpuLockManager`
-    does. `on_round` gets each `Round`. Further keywords override keys of the ``gpu_lock_monitor`` section. Raises
-    `ConfigError`.
+    does. `alerts` gets what people should know, of all processes; by default one with the settings of
+    ``gpu_lock_alerts``, whose every notice goes to `alert_log` as well. `on_round` gets each `Round`. Further keywords
+    override keys of the ``gpu_lock_monitor`` section.
+
+    Raises `ConfigError`, also for an alert URL that cannot be used, and without Apprise if there are any.
     """
 
     def __init__(
@@ -48,6 +57,8 @@ class GpuLockMonitor:
         *,
         redis_url: str | None = None,
         config: str | os.PathLike[str] | None = None,
+        alerts: Alerts | None = None,
+        alert_log: AlertHook = log_alert,
         on_round: Callable[[Round], None] | None = None,
         **overrides: object,
     ) -> None:
@@ -56,15 +67,20 @@ class GpuLockMonitor:
         self._owns_manager = manager is None
         self.manager = GpuLockManager(redis_url, config) if manager is None else manager
         self._overrides: Mapping[str, object] = overrides
-        self._settings = override_monitor(self.manager.settings, overrides)
+        self._read = self.manager.settings
+        self._settings = override_monitor(self._read, overrides)
+        self._owns_alerts = alerts is None
+        self._alerts = Alerts(self.manager.settings.gpu_lock_alerts, log=alert_log) if alerts is None else alerts
         self._on_round = on_round
         self._audit = AuditLog(lambda: self._settings.audit_log)
         self._repairer = Repairer(self.manager, self._audit)
         self._retries = Retries()
         self._rates = RateWindow(self.manager.settings.gpu_lock_alerts.window)
+        self._elsewhere = Elsewhere()
+        self._idle = IdleWatch(shared())
+        self._began = time.time()
         self._census: Census | None = None
         self._task: asyncio.Task[None] | None = None
-        self._reached = True
 
     @property
     def settings(self) -> MonitorSettings:
@@ -90,6 +106,8 @@ class GpuLockMonitor:
             await asyncio.wait([task])
             if not task.cancelled() and (failure := task.exception()) is not None:
                 raise failure
+        if self._owns_alerts:
+            await self._alerts.close()
         if self._owns_manager:
             await self.manager.close()
 
@@ -133,9 +151,16 @@ class GpuLockMonitor:
         return await self._repairer.repair(repair)
 
     def _read_settings(self) -> None:
+        """The file may have changed, to what the keywords do not go with, or to alert URLs that nobody knows."""
+        settings = self.manager.settings
+        if settings is self._read:
+            return
+        self._read = settings
         try:
-            self._settings = override_monitor(self.manager.settings, self._overrides)
-        except ConfigError as error:  # the file changed to what the keywords do not go with
+            self._settings = override_monitor(settings, self._overrides)
+            if self._owns_alerts and settings.gpu_lock_alerts != self._alerts.settings:
+                self._alerts.reconfigure(settings.gpu_lock_alerts)
+        except ConfigError as error:
             logger.error("the monitor's settings stay as they were: %s", error)
 
     async def _look(self, began: float) -> Round:
@@ -146,6 +171,7 @@ class GpuLockMonitor:
         found = await parts.overview.scripts.snapshots(keys)
         locks = [lock for lock in found if isinstance(lock, LockSnapshot)]
         repaired, failed = await self._repair(self.decide(locks))
+        told = await self._elsewhere.alerts(parts.overview.client, self.manager.namespace, locks, self._began)
         return Round(
             at=time.time(),
             locks=tuple(locks),
@@ -154,10 +180,17 @@ class GpuLockMonitor:
             repaired=tuple(repaired),
             failed=tuple(failed),
             rates=self._rates.rates(began, Totals.of(locks)),
+            told=tuple(told),
+            idle=tuple(await self._look_for_idle(locks)),
             audit_error=self._audit.error,
             complete=complete,
             seconds=clock.now() - began,
         )
+
+    async def _look_for_idle(self, locks: list[LockSnapshot]) -> list[Alert]:
+        if self.manager.settings.gpu_lock.gpu_memory.nvml == "off":
+            return []
+        return await self._idle.alerts(locks, self._settings.timeout_levels.warning)
 
     async def _repair(self, repairs: list[Repair]) -> tuple[list[Repair], list[FailedRepair]]:
         done, failed = [], []
@@ -177,14 +210,14 @@ class GpuLockMonitor:
         return done, failed
 
     def _tell(self, seen: Round) -> None:
-        reached = not seen.error
-        if reached and not self._reached:
-            logger.warning("the monitor reaches Redis again")
-        elif self._reached and not reached:
-            logger.error("the monitor cannot look at the locks: %s", seen.error)
-        self._reached = reached
-        if self._on_round is not None:
-            try:
-                self._on_round(seen)
-            except Exception:
-                logger.exception("the listener of the monitor's rounds failed")
+        for listener in (self._alert, self._on_round):
+            if listener is not None:
+                try:
+                    listener(seen)
+                except Exception:
+                    logger.exception("a listener of the monitor's rounds failed")
+
+    def _alert(self, seen: Round) -> None:
+        for alert in events(seen, self._settings):
+            self._alerts(alert)
+        self._alerts.conditions(conditions(seen, self._settings, self._alerts.settings))

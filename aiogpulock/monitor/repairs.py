@@ -41,7 +41,7 @@ class Repairer:
                 details = await self._reap(scripts, repair)
         if details is None:
             return "not_now"
-        logger.warning("%s: %s (%s): %s", repair.key, repair.action, repair.reason, details)
+        logger.info("%s: %s (%s): %s", repair.key, repair.action, repair.reason, details)
         self._audit.record(
             repair.action,
             repair.key,

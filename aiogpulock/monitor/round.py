@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from aiogpulock.models import LockSnapshot
+from aiogpulock.models import Alert, LockSnapshot
 from aiogpulock.monitor.plan import Repair
 from aiogpulock.rates import ExceptionRates
 from aiogpulock.zombies import Zombie
@@ -35,6 +35,10 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     """What this monitor did; another one may have done the rest."""
     failed: tuple[FailedRepair, ...] = ()
     rates: ExceptionRates | None = None
+    told: tuple[Alert, ...] = ()
+    """Alerts of other processes since the last round."""
+    idle: tuple[Alert, ...] = ()
+    """Holders on this host whose GPU has nothing to do."""
     audit_error: str = ""
     complete: bool = False
     """Every key of the namespace was looked at; otherwise the next round goes on from here."""

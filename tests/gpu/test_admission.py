@@ -285,6 +285,8 @@ async def test_a_leak_quarantines_the_gpu_until_a_holder_finds_it_free(
 ) -> None:
     await quarantine(gpu_manager, sim)
     assert caplog.records[-1].levelno >= logging.WARNING
+    report = await gpu_manager.health_check()
+    assert (report.quarantined_gpus, report.status) == ((uuid(0),), "warning")
     reason = (await snapshot(gpu_manager)).quarantine
     assert reason == f"'leaky' (pid {os.getpid()}) left 1024 MiB: the process keeps 1024 MiB more than before"
     with pytest.raises(DeviceQuarantinedError) as caught:

@@ -21,7 +21,7 @@ DEVICES = GPUS + GPUS * MIGS
 
 CALLS = (
     "init", "shutdown", "count", "by_index", "by_uuid", "uuid", "name", "index", "memory_v1", "memory_v2", "compute",
-    "graphics", "mig_mode", "mig_max", "mig_by_index", "mig_parent", "driver",
+    "graphics", "mig_mode", "mig_max", "mig_by_index", "mig_parent", "driver", "utilization",
 )  # fmt: skip
 LISTINGS = ("all", "nothing", "no_bytes", "zero_bytes")
 """What a process list shows: containers show nothing or zero bytes, WDDM no bytes."""
@@ -40,6 +40,7 @@ class _Device(ctypes.Structure):
         ("uuid", c_char * 96), ("name", c_char * 96),
         ("total", c_uint64), ("reserved", c_uint64), ("unattributed", c_uint64),
         ("present", c_uint32), ("mig", c_uint32), ("listing", c_uint32), ("error", c_uint32),
+        ("utilization", c_uint32), ("unused", c_uint32),
         ("processes", _Process * PROCESSES),
     )  # fmt: skip
 

@@ -17,7 +17,7 @@
 
 enum { OK = 0, UNINITIALIZED = 1, INVALID = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7, NO_DRIVER = 9 };
 enum { INIT, SHUTDOWN, COUNT, BY_INDEX, BY_UUID, UUID, NAME, INDEX, MEMORY_V1, MEMORY_V2, COMPUTE, GRAPHICS, MIG_MODE,
-       MIG_MAX, MIG_BY_INDEX, MIG_PARENT, DRIVER, CALLS };
+       MIG_MAX, MIG_BY_INDEX, MIG_PARENT, DRIVER, UTILIZATION, CALLS };
 enum { LIST_ALL, LIST_NOTHING, LIST_NO_BYTES, LIST_ZERO_BYTES };
 
 struct call { uint32_t error, delay_ms, hang, count; };
@@ -25,7 +25,7 @@ struct process { uint32_t pid, watched; uint64_t bytes; };
 struct device {
   char uuid[96], name[96];
   uint64_t total, reserved, unattributed;
-  uint32_t present, mig, listing, error;
+  uint32_t present, mig, listing, error, utilization, unused;
   struct process processes[PROCESSES];
 };
 struct state { uint32_t gpus, inits; struct call calls[CALLS]; struct device devices[DEVICES]; };
@@ -180,5 +180,14 @@ int nvmlDeviceGetMigDeviceHandleByIndex(struct device *d, unsigned index, struct
 int nvmlDeviceGetDeviceHandleFromMigDeviceHandle(struct device *mig, struct device **d) {
   ON(MIG_PARENT, mig);
   *d = &state->devices[(mig - state->devices - GPUS) / MIGS];
+  return OK;
+}
+
+struct utilization { unsigned gpu, memory; };
+
+int nvmlDeviceGetUtilizationRates(struct device *d, struct utilization *u) {
+  ON(UTILIZATION, d);
+  if (d - state->devices >= GPUS) return NOT_SUPPORTED;  /* a MIG device has no such figure */
+  *u = (struct utilization){d->utilization, 0};
   return OK;
 }

@@ -126,7 +126,7 @@ def test_the_example_names_every_key_and_its_default() -> None:
             "gpu_lock_alerts: {urls: 'https://a.example'}",
             ["gpu_lock_alerts.urls: got 'https://a.example', expected a list"],
         ),
-        ("gpu_lock_alerts: {urls: [nowhere]}", ["gpu_lock_alerts.urls: got 'nowhere', expected URLs"]),
+        ("gpu_lock_alerts: {urls: [nowhere]}", ["gpu_lock_alerts.urls: got '***', expected URLs"]),
     ],
 )
 def test_an_unusable_value_is_refused_with_its_key_the_value_and_the_file(

@@ -390,8 +390,9 @@ async def test_a_server_that_goes_and_comes_back_ends_no_monitor(
         await eventually(lambda: rounds[-1].error, description="a round without Redis")
         own_server.start()
         await eventually(lambda: not rounds[-1].error, description="a round after the restart")
-    monitored = [record for record in caplog.records if record.name == "aiogpulock.monitor.monitor"]
-    assert [record.levelno for record in monitored] == [logging.ERROR, logging.WARNING]
+    told = [record.message.split(":")[0] for record in caplog.records if "redis_disconnected" in record.message]
+    levels = [record.levelno for record in caplog.records if "redis_disconnected" in record.message]
+    assert (told, levels) == (["redis_disconnected"] * 2, [logging.CRITICAL, logging.WARNING])
 
 
 async def test_odd_keys_are_reported_and_end_no_round(
@@ -426,7 +427,11 @@ async def test_an_audit_log_that_cannot_be_written_is_reported_once_and_hinders_
 
     assert len(seen.repaired) == 2
     assert "gpu_lock_monitor.audit_log" in seen.audit_error
-    assert [record.levelno for record in caplog.records if "audit_log" in record.message] == [logging.ERROR]
+    told = [record for record in caplog.records if "cannot write gpu_lock_monitor.audit_log" in record.message]
+    assert [(record.name, record.levelno) for record in told] == [
+        ("aiogpulock.json_lines", logging.ERROR),
+        ("aiogpulock.incidents", logging.WARNING),
+    ]
 
 
 async def test_an_operators_forced_release_is_audited_too(redis_url: str, audit: Path, redis_cleanup: redis.Redis,
@@ -496,3 +501,35 @@ async def test_the_commands_of_a_round_grow_with_the_locks_and_not_faster(
     per_lock = [(more - less) / locks for less, more, locks in zip(counts, counts[1:], (10, 20, 40), strict=False)]
     assert max(per_lock) <= 1.2 * min(per_lock)
     assert max(per_lock) < 15
+
+
+async def test_alerts_of_other_processes_are_told_once_and_old_ones_never(
+    manager: GpuLockManager, redis_cleanup: redis.Redis
+) -> None:
+    lock = RawLock(redis_cleanup)
+
+    def note(identity: str, kind: str, level: str = "warning", record: str = "") -> None:
+        lock.call("note", identity, kind, level, "asr", "h1", "gpu-box:7", "it happened", record)
+
+    redis_cleanup.zadd("{gpu_lock}:index", {"0": 1})
+    redis_cleanup.expire("{gpu_lock}:index", 60)
+    note("1", "before_the_monitor_came")
+    await asyncio.sleep(0.005)
+    monitor = GpuLockMonitor(manager)
+    assert (await monitor.round()).told == ()
+    note("2", "loop_stalled")
+    note("3", "from_a_stranger", level="no such level", record="{")
+    redis_cleanup.hincrby(lock.key("stats"), "memory_not_freed", 1)
+    redis_cleanup.xadd(lock.key("events"), {"event": "memory", "task": "asr", "status": "not_freed", "reason": "3 GiB"})
+    await asyncio.sleep(0.005)
+
+    told = (await monitor.round()).told
+
+    assert [(alert.type, alert.level) for alert in told] == [
+        ("loop_stalled", "warning"),
+        ("from_a_stranger", "warning"),
+        ("memory_not_freed", "warning"),
+    ]
+    assert told[0].message == "it happened (told by gpu-box:7)"
+    assert (told[0].holder, told[0].task_name, told[1].record) == ("h1", "asr", None)
+    assert (await monitor.round()).told == ()

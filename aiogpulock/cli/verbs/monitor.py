@@ -9,6 +9,7 @@ import click
 from aiogpulock.cli.options import Target, target_options
 
 if TYPE_CHECKING:
+    from aiogpulock.models import Alert
     from aiogpulock.monitor import Round
 
 
@@ -31,7 +32,7 @@ def command(once: bool, dry_run: bool, target: Target) -> None:
         manager = target.manager()
         overrides: dict[str, Any] = {"auto_recovery": False} if dry_run else {}
         teller = _Teller()
-        monitor = GpuLockMonitor(manager, on_round=teller.tell, **overrides)
+        monitor = GpuLockMonitor(manager, on_round=teller.tell, alert_log=teller.alert, **overrides)
         try:
             await manager.started()
             if once:
@@ -59,19 +60,22 @@ class _Teller:
 
     def tell(self, seen: Round) -> None:
         if seen.error:
-            return  # the log has it; what was known stays known
+            return  # there is an alert of its own; what was known stays known
         repaired = {repair.key for repair in seen.repaired}
         for repair in seen.repaired:
-            self._say(seen, repair.key, f"{repair.action.replace('_', ' ')}: {repair.detail}")
+            self._say(repair.key, f"{repair.action.replace('_', ' ')}: {repair.detail}")
         for zombie in seen.zombies:
             if zombie.key not in repaired and (zombie.key, zombie.kind) not in self._known:
-                self._say(seen, zombie.key, f"found dead: {zombie.detail}")
+                self._say(zombie.key, f"found dead: {zombie.detail}")
         self._known = {(zombie.key, zombie.kind) for zombie in seen.zombies}
 
-    def _say(self, seen: Round, key: str, text: str) -> None:
+    def alert(self, alert: Alert) -> None:
+        if not alert.type.startswith("zombie_lock"):  # those are told as what they are: found, and repaired
+            self._say(alert.type, alert.message)
+
+    def _say(self, what: str, text: str) -> None:
         from datetime import datetime
 
         from aiogpulock.cli.words import plain
 
-        when = datetime.fromtimestamp(seen.at).strftime("%Y-%m-%d %H:%M:%S")
-        click.echo(f"{when} {key}: {plain(text)}")
+        click.echo(f"{datetime.now().strftime('%Y-%m-%d %H:%M:%S')} {what}: {plain(text)}")

@@ -1,0 +1,147 @@
+"""One place that notices go to, on a thread of its own: a web hook that hangs delays no lock and no other place."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import re
+import threading
+import warnings
+from importlib.util import find_spec
+from typing import Any, ClassVar
+from urllib.parse import unquote
+
+import msgspec
+
+from aiogpulock.alerts.notice import Notice
+from aiogpulock.config import redact_alert_url
+from aiogpulock.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+HOW_TO_INSTALL = "pip install 'aiogpulock[alerts]'"
+_BAD = ("WARNING", "ERROR", "CRITICAL")
+_TALKATIVE = ("apprise", "urllib3.connectionpool", "urllib3.util.retry", "requests")
+
+
+class Sent(msgspec.Struct, frozen=True):
+    """What became of a notice at one place."""
+
+    place: str
+    """The URL without its secrets."""
+    error: str
+    """Empty: it was delivered."""
+
+
+class Channel:
+    """Delivers to one Apprise URL. Raises `ConfigError` for a URL that Apprise does not know, or without Apprise."""
+
+    PAUSES: ClassVar[tuple[float, ...]] = (1.0, 5.0)
+    """Seconds before each further attempt."""
+    WAITING: ClassVar[int] = 100
+
+    def __init__(self, url: str) -> None:
+        self.place = redact_alert_url(url)
+        self._veil = _Veil(url)
+        self._target = _target(url, self.place, self._veil)
+        self._notices: queue.Queue[Notice | None] = queue.Queue(self.WAITING)
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def post(self, notice: Notice) -> None:
+        """Deliver soon; does not wait. When too many wait already, this one is dropped, and the log says so."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="aiogpulock-alerts", daemon=True)
+            self._thread.start()
+        try:
+            self._notices.put_nowait(notice)
+        except queue.Full:
+            logger.error("%s takes no alerts: %s was dropped", self.place, notice.title)
+
+    def close(self, timeout: float) -> None:
+        """Deliver what waits, for at most `timeout` seconds."""
+        self._closing.set()
+        if self._thread is not None:
+            try:
+                self._notices.put_nowait(None)
+            except queue.Full:
+                return
+            self._thread.join(timeout)
+
+    def send(self, notice: Notice) -> Sent:
+        """Deliver now, on this thread; one attempt, in the time that Apprise allows it: some 8 s per request."""
+        with self._veil:
+            try:
+                result = self._target.notify(
+                    title=notice.title, body=notice.body, notify_type=_kind(notice), body_format="text"
+                )
+                told = [
+                    entry.message for service in result.results for entry in service.logs() if entry.level != "INFO"
+                ]
+            except Exception as error:
+                return Sent(self.place, self._veil.over(f"{type(error).__name__}: {error}"))
+        return Sent(self.place, "" if result else self._veil.over("; ".join(told) or "it was refused"))
+
+    def _run(self) -> None:
+        while (notice := self._notices.get()) is not None:
+            sent = self.send(notice)
+            for pause in self.PAUSES:
+                if not sent.error or self._closing.wait(pause):
+                    break
+                sent = self.send(notice)
+            if sent.error:
+                logger.error("the alert %s did not reach %s: %s", notice.title, sent.place, sent.error)
+
+
+class _Veil(logging.Filter):
+    """Hides the keys of one URL in what the libraries log while it is used: they log whole URLs, on any thread."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        shown = redact_alert_url(url)
+        parts = {form for part in re.split(r"[/?&=:@#]", url.partition("://")[2]) for form in (part, unquote(part))}
+        self._secrets = sorted((part for part in parts if len(part) >= 4 and part not in shown), key=len, reverse=True)
+
+    def __enter__(self) -> None:
+        for name in _TALKATIVE:
+            logging.getLogger(name).addFilter(self)
+
+    def __exit__(self, *_: object) -> None:
+        for name in _TALKATIVE:
+            logging.getLogger(name).removeFilter(self)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        veiled = self.over(text)
+        if veiled != text:
+            record.msg, record.args, record.exc_info = veiled, (), None
+        return True
+
+    def over(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+
+def _target(url: str, place: str, veil: _Veil) -> Any:
+    if find_spec("apprise") is None:
+        raise ConfigError(f"gpu_lock_alerts.urls: {place} needs Apprise: {HOW_TO_INSTALL}")
+    with warnings.catch_warnings(), veil:
+        warnings.simplefilter("ignore", DeprecationWarning)  # its own, of modules that it imports
+        import apprise
+
+        target = apprise.Apprise()
+        known = target.add(url)
+    if not known:
+        raise ConfigError(
+            f"gpu_lock_alerts.urls: {place} is no URL that Apprise can use: see https://github.com/caronc/apprise/wiki"
+        )
+    return target
+
+
+def _kind(notice: Notice) -> str:
+    if notice.kind == "resolved":
+        return "success"
+    if notice.kind == "test":
+        return "info"
+    return "warning" if notice.alert.level == "warning" else "failure"

@@ -1,0 +1,51 @@
+"""What people get to read."""
+
+from __future__ import annotations
+
+import re
+import socket
+from datetime import UTC, datetime
+from typing import Literal
+
+import msgspec
+
+from aiogpulock.models import Alert
+
+_MARKUP = {"<": "\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}", ">": "\N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK}"}
+_MENTION = re.compile(r"@(?=\w)")
+
+
+class Notice(msgspec.Struct, frozen=True, kw_only=True):
+    """One message about an alert."""
+
+    alert: Alert
+    kind: Literal["raised", "repeated", "resolved", "test"]
+    at: float
+    """Epoch seconds."""
+    held_back: int = 0
+    """Notices that the rate limit has kept from people since the last one."""
+
+    @property
+    def title(self) -> str:
+        state = "resolved" if self.kind == "resolved" else self.alert.level
+        return _harmless(f"[{state}] {self.alert.type}" + (f" {self.alert.lock_key}" if self.alert.lock_key else ""))
+
+    @property
+    def body(self) -> str:
+        alert = self.alert
+        lines = [
+            alert.message,
+            f"level: {alert.level}",
+            *([f"lock: {alert.lock_key}"] if alert.lock_key else []),
+            *([f"task: {alert.task_name}"] if alert.task_name else []),
+            f"told by: {socket.gethostname()}",
+            f"at: {datetime.fromtimestamp(self.at, UTC).isoformat(timespec='seconds')}",
+            *([f"record: {msgspec.json.encode(alert.record).decode()}"] if alert.record else []),
+            *([f"{self.held_back} further notices were held back"] if self.held_back else []),
+        ]
+        return _harmless("\n".join(lines))
+
+
+def _harmless(text: str) -> str:
+    """Task names come from anybody: they must neither be markup nor call people in somebody's chat."""
+    return _MENTION.sub("@\N{ZERO WIDTH SPACE}", "".join(_MARKUP.get(character, character) for character in text))

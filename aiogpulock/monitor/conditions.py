@@ -1,0 +1,103 @@
+"""Which alerts a round of the monitor is worth: what happened, and what is the case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from aiogpulock.config import AlertSettings, MonitorSettings
+from aiogpulock.models import Alert, AlertLevel, LockSnapshot
+from aiogpulock.monitor.plan import Repair, level
+from aiogpulock.monitor.round import Round
+from aiogpulock.rates import ExceptionRates
+
+HIGH_EMERGENCY_RELEASE_RATE = 0.05
+HIGH_TIMEOUT_RATE = 0.1
+
+
+def events(seen: Round, settings: MonitorSettings) -> Iterator[Alert]:
+    """What happened: each is told once, and again after `repeat_after` only if it happens again."""
+    yield from seen.told
+    for repair in seen.repaired:
+        yield _repaired(repair)
+    for lock in seen.locks:
+        yield from _held_long(lock, settings)
+
+
+def conditions(seen: Round, monitor: MonitorSettings, alerts: AlertSettings) -> Iterator[Alert]:
+    """What is the case now. Without a look at Redis only that much is known."""
+    if seen.error:
+        yield Alert("redis_disconnected", "critical", "", seen.error)
+        return
+    yield from _zombies(seen)
+    for lock in seen.locks:
+        yield from _silent(lock, monitor.heartbeat.timeout)
+        if lock.quarantine:
+            yield Alert("gpu_quarantined", "warning", lock.key, f"{lock.key}: {lock.quarantine}")
+    for failure in seen.failed:
+        if failure.given_up:
+            repair = failure.repair
+            text = f"{repair.key} cannot be repaired ({repair.detail}), {failure.failures} attempts: {failure.error}"
+            yield Alert("zombie_cleanup_failed", "critical", repair.key, text, repair.value or "", repair.holder or "")
+    for text in seen.unreadable:
+        yield Alert("lock_unreadable", "warning", "", text, text)
+    if seen.audit_error:
+        yield Alert("audit_log_unwritable", "warning", "", seen.audit_error)
+    if seen.rates is not None:
+        yield from _rates(seen.rates, alerts.min_samples)
+    yield from seen.idle
+
+
+def _repaired(repair: Repair) -> Alert:
+    text = f"{repair.key}: {repair.action}, {repair.detail}"
+    return Alert("zombie_lock_cleaned", "warning", repair.key, text, repair.value or "", repair.holder or "")
+
+
+def _held_long(lock: LockSnapshot, settings: MonitorSettings) -> Iterator[Alert]:
+    reached = level(lock, settings)
+    if reached is None:
+        return
+    silent = f", its last beat was {lock.silent_for:.0f} s ago" if lock.silent_for is not None else ""
+    text = f"{lock.key} is held by {lock.task_name} for {lock.age:.0f} s{silent}; {lock.waiters} wait"
+    yield Alert(
+        f"lock_{reached}", "warning", lock.key, f"{reached}: {text}", lock.holder_id or "", lock.task_name or ""
+    )
+
+
+def _zombies(seen: Round) -> Iterator[Alert]:
+    repaired = {(repair.key, repair.cause) for repair in seen.repaired}
+    for zombie in seen.zombies:
+        if (zombie.key, zombie.kind) not in repaired:
+            severity: AlertLevel = "warning" if zombie.kind == "dead_waiters" else "critical"
+            text = f"{zombie.key}: {zombie.detail}"
+            yield Alert("zombie_locks_detected", severity, zombie.key, text, zombie.value or "", zombie.holder or "")
+
+
+def _silent(lock: LockSnapshot, limit: float) -> Iterator[Alert]:
+    """A lease longer than the limit hides a dead holder for longer. A holder without a heartbeat is not silent."""
+    silent = lock.silent_for
+    if silent is None or silent < limit or lock.lease is None or lock.expires_in is None:
+        return
+    beats = lock.lease < lock.expires_in + silent - 1  # a lease without beats is as long as the ttl of the key
+    if beats:
+        text = (
+            f"{lock.key}: no beat of {lock.task_name} for {silent:.0f} s; its lease has {lock.deadline_in:.0f} s left"
+        )
+        yield Alert("holder_silent", "warning", lock.key, text, lock.holder_id or "", lock.task_name or "")
+
+
+def _rates(rates: ExceptionRates, min_samples: int) -> Iterator[Alert]:
+    if rates.window is None:
+        return  # all there ever was is not what happens now
+    over = f"in the last {rates.window:.0f} s"
+    if rates.recent.release_script_errors > 0:
+        text = f"{rates.recent.release_script_errors} release scripts failed {over}"
+        yield Alert("lua_script_errors", "critical", "", text)
+    if rates.recent.ownership_violations > 0:
+        text = f"{rates.recent.ownership_violations} releases found another owner {over}"
+        yield Alert("ownership_violations", "warning", "", text)
+    if rates.samples >= min_samples and rates.emergency_release_rate > HIGH_EMERGENCY_RELEASE_RATE:
+        text = f"{rates.emergency_release_rate:.1%} of {rates.samples} locks were released in emergency {over}"
+        yield Alert("high_emergency_release_rate", "critical", "", text)
+    if rates.attempts >= min_samples and rates.timeout_rate > HIGH_TIMEOUT_RATE:
+        text = f"{rates.timeout_rate:.1%} of {rates.attempts} requests timed out {over}"
+        yield Alert("high_timeout_rate", "warning", "", text)

@@ -1,0 +1,63 @@
+"""Alerts of other processes: each puts its own into the history of the lock, and here they are found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast, get_args
+
+import msgspec
+
+from aiogpulock.history import read_since
+from aiogpulock.keys import lock_keys
+from aiogpulock.models import Alert, AlertLevel, CriticalFailure, HistoryEvent, LockSnapshot
+from aiogpulock.redis_client import RedisClient
+
+COUNTERS = ("alerts", "memory_not_freed")
+
+
+class Elsewhere:
+    """Finds the alerts that came since the last look. What came before the first one is old news.
+
+    The shared counters of a lock tell whether there are any, so a quiet lock costs no command.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[int, float]] = {}
+
+    async def alerts(
+        self, client: RedisClient, namespace: str, locks: Iterable[LockSnapshot], began: float
+    ) -> list[Alert]:
+        """`began`: when the first look was, epoch seconds: a lock that is new since then is looked at from there on.
+
+        Raises `RedisUnavailableError`, `AuthenticationError`.
+        """
+        found: list[Alert] = []
+        for lock in locks:
+            count = sum(lock.stats.get(counter, 0) for counter in COUNTERS)
+            known, since = self._seen.get(lock.key, (0, began))
+            if count != known:
+                events = await read_since(client, lock_keys(lock.gpu_id, namespace), since)
+                found += [alert for event in events if event.at < lock.at and (alert := _alert(lock, event))]
+            self._seen[lock.key] = count, lock.at
+        return found
+
+
+def _alert(lock: LockSnapshot, event: HistoryEvent) -> Alert | None:
+    """Anybody may add to a stream: what is strange comes out as a warning with its text."""
+    details = event.details
+    if event.event == "alert":
+        level = details.get("level", "")
+        known = cast(AlertLevel, level) if level in get_args(AlertLevel) else "warning"
+        message = f"{details.get('message', '')} (told by {event.actor})"
+        return Alert(event.reason, known, lock.key, message, event.holder_id, event.task_name, _record(details))
+    if event.event == "memory" and details.get("status") == "not_freed":
+        text = f"{event.task_name} has released {lock.key}, and its GPU memory did not come back: {event.reason}"
+        return Alert("memory_not_freed", "warning", lock.key, text, event.holder_id, event.task_name)
+    return None
+
+
+def _record(details: dict[str, str]) -> CriticalFailure | None:
+    try:
+        return msgspec.json.decode(details.get("record", ""), type=CriticalFailure)
+    except (msgspec.DecodeError, UnicodeError):
+        return None

@@ -1,0 +1,135 @@
+"""Which alerts a round is worth, and when each is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from aiogpulock.alerts.ledger import MOST_PER_WINDOW, RATE_WINDOW, Ledger
+from aiogpulock.config import AlertSettings, MonitorSettings
+from aiogpulock.models import Alert, LockSnapshot
+from aiogpulock.monitor import Round
+from aiogpulock.monitor.conditions import conditions, events
+from aiogpulock.rates import RateWindow, Totals
+
+MONITOR, ALERTS = MonitorSettings(), AlertSettings()
+
+
+def held(**changed: Any) -> LockSnapshot:
+    """A lease as `status` shows it."""
+    lock = LockSnapshot(
+        gpu_id="0", key="gpu_lock:0", at=1000.0, value="locked_by_asr:h", foreign=False, foreign_for=None, phase="held",
+        holder_id="h", task_name="asr", host="host", pid=1, process=None, user=None, fencing_token=7, age=1.0,
+        lease=60.0, deadline_in=59.0, deadline_ms=1, expires_in=599.0, dirty=False, waiters=0, dead_waiters=0,
+        stray_waiters=False, queue=(), stats={},
+    )  # fmt: skip
+    return msgspec.structs.replace(lock, **changed)
+
+
+def types(seen: Round) -> list[tuple[str, str]]:
+    return [(alert.type, alert.level) for alert in conditions(seen, MONITOR, ALERTS)]
+
+
+def rated(**recent: int) -> list[tuple[str, str]]:
+    """The conditions after a window in which these counters grew, over a long history without faults."""
+    window = RateWindow(300)
+    before = Totals(attempts=10_000, acquisitions=10_000)
+    window.rates(0, before)
+    after = {name: getattr(before, name) + recent.get(name, 0) for name in Totals.__struct_fields__}
+    return types(Round(at=0, rates=window.rates(200, Totals(**after))))
+
+
+@pytest.mark.parametrize(
+    ("recent", "expected"),
+    [
+        ({"attempts": 20, "acquisitions": 20, "emergency_releases": 1}, []),  # 0.05 is not more than 0.05
+        ({"attempts": 20, "acquisitions": 20, "emergency_releases": 2}, [("high_emergency_release_rate", "critical")]),
+        ({"attempts": 19, "acquisitions": 19, "emergency_releases": 19}, []),  # too few samples
+        ({"attempts": 20, "timeouts": 2}, []),
+        ({"attempts": 20, "timeouts": 3}, [("high_timeout_rate", "warning")]),
+        ({"attempts": 1, "ownership_violations": 1}, [("ownership_violations", "warning")]),
+        ({"release_script_errors": 1}, [("lua_script_errors", "critical")]),
+    ],
+)
+def test_rates_are_those_of_the_window_and_need_samples(
+    recent: dict[str, int], expected: list[tuple[str, str]]
+) -> None:
+    assert rated(**recent) == expected
+
+
+def test_a_bad_past_is_no_alert_when_the_monitor_starts() -> None:
+    first = RateWindow(300).rates(0, Totals(attempts=1000, acquisitions=100, timeouts=900, emergency_releases=100))
+    assert types(Round(at=0, rates=first)) == []
+
+
+def test_without_redis_only_that_is_known() -> None:
+    assert types(Round(at=0, error="connection refused")) == [("redis_disconnected", "critical")]
+
+
+@pytest.mark.parametrize(
+    ("age", "kind"),
+    [
+        (299, None),
+        (300, "lock_warning"),
+        (600, "lock_soft_timeout"),
+        (900, "lock_hard_timeout"),
+        (9e9, "lock_hard_timeout"),
+    ],
+)
+def test_the_age_of_a_lock_is_told_by_level(age: float, kind: str | None) -> None:
+    told = list(events(Round(at=0, locks=(held(age=age),)), MONITOR))
+    assert [(alert.type, alert.level, alert.holder) for alert in told] == ([(kind, "warning", "h")] if kind else [])
+
+
+def test_silence_is_told_of_holders_that_beat_and_not_of_those_without_a_heartbeat() -> None:
+    long_lease = held(lease=300.0, deadline_in=220.0, expires_in=520.0)
+    without_beats = held(lease=600.0, deadline_in=500.0, expires_in=500.0)
+    assert types(Round(at=0, locks=(long_lease,))) == [("holder_silent", "warning")]
+    assert types(Round(at=0, locks=(without_beats,))) == []
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger(clock: Clock) -> Ledger:
+    return Ledger(3600, now=clock)
+
+
+GONE = Alert("redis_disconnected", "critical", "", "gone")
+
+
+def test_a_condition_is_told_when_it_begins_while_it_lasts_and_when_it_ends(ledger: Ledger, clock: Clock) -> None:
+    told = []
+    for now, active in ((0, [GONE]), (30, [GONE]), (3600, [GONE]), (3630, []), (3660, [])):
+        clock.now = now
+        told.append([notice.kind for notice in ledger.conditions(active)])
+    assert told == [["raised"], [], ["repeated"], ["resolved"], []]
+
+
+def test_an_event_is_told_again_after_the_time_only(ledger: Ledger, clock: Clock) -> None:
+    told = []
+    for now in (0, 3599, 3600):
+        clock.now = now
+        told.append(len(ledger.event(GONE)))
+    assert told == [1, 0, 1]
+
+
+def test_what_the_rate_limit_kept_back_is_counted_and_its_end_not_told(ledger: Ledger, clock: Clock) -> None:
+    flood = [Alert("zombie_locks_detected", "critical", f"gpu_lock:{number}", "dead") for number in range(25)]
+    assert len(ledger.conditions(flood)) == MOST_PER_WINDOW
+    clock.now = RATE_WINDOW
+    ended = ledger.conditions([])
+    assert [notice.kind for notice in ended] == ["resolved"] * MOST_PER_WINDOW
+    assert [notice.held_back for notice in ended][:2] == [5, 0]
