@@ -69,13 +69,14 @@ class Shell:
     ) -> None:
         for process in self._started:
             process.kill()
-            process.communicate()
         try:
             wait_until(lambda: not self.marked(), description="every process has ended", timeout=10)
         finally:
             for left in self.marked():
                 with contextlib.suppress(psutil.Error):
                     left.kill()
+            for process in self._started:
+                process.communicate()
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> str:

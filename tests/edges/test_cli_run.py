@@ -87,10 +87,10 @@ def noted(stays: Path) -> set[int]:
 
 
 def test_a_killed_runner_takes_even_a_daemon_with_it(shell: Shell, redis_cleanup: redis.Redis) -> None:
-    daemon = "setsid sh -c 'sleep 1000 & exec sleep 1001' & echo in; wait"
+    daemon = "(setsid sh -c 'sleep 1000 & exec sleep 1001' &); echo in; sleep 1002"
     runner = shell.start("run", "--", "sh", "-c", daemon)
     read_until(runner, "in")
-    wait_until(lambda: len(shell.marked("sleep 100")) == 2, description="the daemon and its child run")
+    wait_until(lambda: len(shell.marked("sleep 100")) == 3, description="the daemon and its child run")
     runner.kill()
     successor = shell.run("run", "--timeout", "20", "--", "true")
 
@@ -127,6 +127,29 @@ def test_a_killed_keeper_takes_the_command_with_it(shell: Shell, redis_cleanup: 
 
     assert ended(runner) == (137, "", "aiogpulock: the keeper of the command was killed, and the command with it\n")
     assert shell.marked() == []
+
+
+def test_runner_and_keeper_killed_together_take_the_command_with_them(shell: Shell, redis_cleanup: redis.Redis) -> None:
+    runner = shell.start("run", "--", "sh", "-c", HOLD)
+    read_until(runner, "in")
+    keeper = next(process for process in shell.marked() if process.ppid() == runner.pid)
+    for process in (runner, keeper):
+        process.send_signal(signal.SIGSTOP)  # neither can react to the end of the other
+    for process in (runner, keeper):
+        process.kill()
+    wait_until(lambda: not shell.marked(), description="the kernel has killed the command")
+    assert shell.run("run", "--timeout", "20", "--", "true").returncode == 0
+
+
+def test_the_lock_is_not_free_before_the_command_is_gone(shell: Shell, redis_cleanup: redis.Redis) -> None:
+    runner = shell.start("run", "--", "sh", "-c", HOLD)
+    read_until(runner, "in")
+    keeper = next(process for process in shell.marked() if process.ppid() == runner.pid)
+    keeper.suspend()  # a keeper that is slow to end the command
+    runner.kill()
+    assert shell.run("run", "--timeout", "1", "--", "true").returncode == 75
+    keeper.resume()
+    assert shell.run("run", "--timeout", "20", "--", "true").returncode == 0
 
 
 def test_a_runner_killed_while_it_waits_leaves_nothing(shell: Shell, redis_cleanup: redis.Redis) -> None:
@@ -280,14 +303,16 @@ def test_cron_gives_it_no_home_and_no_terminal(server: RealServer, tmp_path: Pat
 
 
 def test_a_signal_that_was_ignored_stays_ignored(shell: Shell, redis_cleanup: redis.Redis) -> None:
+    holder = shell.start("run", "--", "sh", "-c", HOLD)
+    read_until(holder, "in")
+    script = "echo in; sleep 0.5; echo out"
     nohup = shell.start(
-        "run",
-        "--",
-        "sh",
-        "-c",
-        "echo in; sleep 0.5; echo out",
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+        *("run", "--", "sh", "-c", script), preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
     )
+    wait_until(lambda: redis_cleanup.zcard("{gpu_lock:0}:queue") == 1, description="it waits")
+    nohup.send_signal(signal.SIGHUP)
+    holder.terminate()
+    ended(holder)
     read_until(nohup, "in")
     nohup.send_signal(signal.SIGHUP)
     assert ended(nohup) == (0, "out\n", "")
