@@ -1,69 +1,112 @@
-"""``python -m benchmarks``: what an uncontended acquire and release costs, beside its floors.
-
-The three are interleaved in one run on the embedded server, and the medians compared: ratios travel between machines,
-microseconds do not.
-"""
+"""``python -m benchmarks [scenario …] [--quick]``: run, and write JSON, pictures and the tables of README.md."""
 
 from __future__ import annotations
 
-import asyncio
-import secrets
-import statistics
+import argparse
+import os
+import subprocess
+import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 
-from aiogpulock import GpuLockManager
-from aiogpulock.keys import lock_keys
-from aiogpulock.models import Held, Request
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-ROUNDS = 1500
-NAMESPACE = "benchmark"
+from benchmarks import plots, prose
+from benchmarks.arena import Arena
+from benchmarks.environment import describe
+from benchmarks.peers import Peer, peers
+from benchmarks.results import Report, Result
+from benchmarks.scenarios import NAMES, Stage, load
 
-
-async def trivial(manager: GpuLockManager, sha: bytes) -> None:
-    """Two EVALSHA that do nothing: two round trips."""
-    for _ in range(2):
-        await manager.parts.client.execute("EVALSHA", sha, 0)
-
-
-async def raw(manager: GpuLockManager) -> None:
-    """The two shipped scripts, without the library around them."""
-    keys, terms = lock_keys("1", NAMESPACE), manager.script_terms()
-    times = {"next_check": 30_000, "expires": 90_000, "lease": 60_000, "ttl": 600_000}
-    request = Request(
-        secrets.token_hex(16), "inbox", "push", **times, priority=0, max_waiters=-1, may_wait=True, task="benchmark",
-        process=manager.process,
-    )  # fmt: skip
-    held = await manager.scripts.acquire(keys, terms, request, 0, 0)
-    assert isinstance(held, Held)
-    await manager.scripts.release(keys, terms, request.id, held.token, "normal")
+PUBLISHED = Path(__file__).parent / "published"
+README = Path(__file__).with_name("README.md")
 
 
-async def full(manager: GpuLockManager) -> None:
-    """As users write it."""
-    async with manager.lock(0):
-        pass
+def main() -> int:
+    arguments, console = _arguments(), Console(stderr=True)
+    for name in [name for name in os.environ if name.startswith(("AIOGPULOCK_", "REDIS_URL"))]:
+        del os.environ[name]  # nobody's settings, not those of the tests either
+    folder: Path = arguments.out
+    folder.mkdir(parents=True, exist_ok=True)
+    results, pictures = folder / "results.json", folder / "pictures"
+    if arguments.render:
+        report = msgspec.json.decode(results.read_bytes(), type=Report)
+    else:
+        report = _run(arguments, console)
+        results.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    plots.draw(report, pictures)
+    if folder == PUBLISHED:
+        prose.write(report, README, pictures)
+    else:
+        (folder / "figures.md").write_text(prose.figures(report, Path("pictures")))
+    console.print("\n".join(prose.targets(report)), markup=False)
+    console.print(f"written: {results}, {pictures} and {README if folder == PUBLISHED else folder / 'figures.md'}")
+    return 0
 
 
-async def main() -> None:
-    async with GpuLockManager(redis={"namespace": NAMESPACE}) as manager:
-        sha = await manager.parts.client.execute("SCRIPT", "LOAD", "return 1")
-        scenarios: dict[str, Callable[[], Awaitable[None]]] = {
-            "two trivial EVALSHA": lambda: trivial(manager, sha),
-            "the two scripts, raw": lambda: raw(manager),
-            "async with gpu_lock": lambda: full(manager),
-        }
-        samples: dict[str, list[float]] = {name: [] for name in scenarios}
-        for _ in range(ROUNDS):
-            for name, scenario in scenarios.items():
-                started = time.perf_counter()
-                await scenario()
-                samples[name].append(time.perf_counter() - started)
-        floor = statistics.median(samples["two trivial EVALSHA"])
-        for name, seconds in samples.items():
-            median = statistics.median(seconds)
-            print(f"{name:22} {median * 1e6:7.0f} us   {median / floor:5.2f} x")
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("scenarios", nargs="*", metavar="scenario", help=f"which: {', '.join(NAMES)}; default: all")
+    parser.add_argument("--quick", action="store_true", help="smaller samples: all of it within three minutes")
+    parser.add_argument("--peers", metavar="NAME,…", help="only these peers; 'none' for none")
+    parser.add_argument("--out", type=Path, default=Path("benchmark-results"), help="a folder; default: %(default)s")
+    parser.add_argument("--publish", dest="out", action="store_const", const=PUBLISHED, help="the documented figures")
+    parser.add_argument("--render", action="store_true", help="run nothing: pictures and tables from its results.json")
+    arguments = parser.parse_args()
+    if arguments.out == PUBLISHED and (arguments.scenarios or arguments.quick or arguments.peers):
+        parser.error("--publish: the documented figures come from one whole run")
+    unknown = set(arguments.scenarios) - set(NAMES)
+    if unknown:
+        parser.error(f"no scenario {', '.join(sorted(unknown))}: there are {', '.join(NAMES)}")
+    return arguments
+
+
+def _run(arguments: argparse.Namespace, console: Console) -> Report:
+    names = arguments.scenarios or NAMES
+    columns = (
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Arena() as arena, Progress(*columns, console=console) as progress:
+        environment = describe(arena) | {"command": " ".join(["python -m benchmarks", *sys.argv[1:]])}
+        bar = progress.add_task("", total=len(names))
+        cast = _cast(arguments.peers, lambda text: progress.update(bar, description=text))
+        report = Report(environment, [])
+        for name in names:
+            report.results.append(_one(name, arena, cast, quick=arguments.quick, progress=progress, bar=bar))
+            progress.advance(bar)
+        total = sum(result.seconds for result in report.results)
+        report.environment["duration"] = f"{total / 60:.1f} minutes"
+        return report
+
+
+def _cast(chosen: str | None, say: Callable[[str], None]) -> list[Peer]:
+    """The peers that take part, their environments made."""
+    cast = [peer for peer in peers() if chosen is None or peer.name in chosen.split(",")]
+    for peer in cast:
+        say(f"environment of {peer.title}")
+        with suppress(subprocess.CalledProcessError):  # told where it should have run
+            peer.python()
+    return cast
+
+
+def _one(name: str, arena: Arena, cast: Sequence[Peer], *, quick: bool, progress: Progress, bar: object) -> Result:
+    scenario, started = load(name), time.monotonic()
+
+    def say(text: str) -> None:
+        progress.update(bar, description=f"{name}: {text}")  # type: ignore[arg-type]
+
+    say("")
+    result = scenario.run(Stage(arena, cast, quick, say))
+    result.seconds = time.monotonic() - started
+    return result
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    sys.exit(main())

@@ -1,0 +1,257 @@
+"""Where contests take place: one real server, and the processes of whoever takes part."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import resource
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.contender import Hold, Order, Setup
+from benchmarks.peers import ROOT, Peer
+from tests.servers import RealServer
+
+PATIENCE = 20.0
+"""Seconds that a process gets beyond what it was ordered to take."""
+RESTART_GRACE = 5.2
+DESCRIPTORS = 11_000
+"""Open files that ten thousand waiters with a connection each need, on the server's side."""
+
+
+class DoesNotRunError(Exception):
+    """A process did not start, ended, or fell silent."""
+
+
+class Answer(NamedTuple):
+    """What one process did."""
+
+    holds: list[Hold]
+    cpu: float
+    """Seconds of CPU."""
+    lag: float
+    """Seconds by which its event loop was late, at most, if that was watched."""
+    failures: int
+    errors: list[str]
+
+
+class Contender:
+    """One process that takes part."""
+
+    def __init__(self, peer: Peer, setup: Setup, env: dict[str, str] | None = None) -> None:
+        self.peer = peer
+        try:
+            python = peer.python()
+        except subprocess.CalledProcessError as error:
+            raise DoesNotRunError(f"its requirements cannot be installed: {last_line(error.stderr)}") from error
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        self._process = subprocess.Popen(
+            [python, "-m", "benchmarks.contender", peer.module, json.dumps(setup._asdict())],
+            env=_environment() | {"PYTHONPATH": str(ROOT)} | (env or {}),
+            cwd=tempfile.gettempdir(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            start_new_session=True,
+        )
+        self._lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+        self.stopped = False
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(json.loads(line))
+        self._lines.put(None)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def resident(self) -> int:
+        """Bytes of memory."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+    def line(self, timeout: float = PATIENCE) -> dict[str, Any]:
+        """The next line that it prints. Raises `DoesNotRunError`."""
+        try:
+            line = self._lines.get(timeout=timeout)
+        except queue.Empty:
+            raise DoesNotRunError(f"no answer within {timeout:.0f} s") from None
+        if line is None:
+            raise DoesNotRunError(self.complaint() or "it ended")
+        return line
+
+    def complaint(self) -> str:
+        """The last line that it wrote to stderr."""
+        return last_line(os.pread(self._stderr.fileno(), 1 << 20, 0).decode("utf-8", "replace"))
+
+    def tell(self, order: Order) -> None:
+        self._write(json.dumps(order._asdict()))
+
+    def go_on(self) -> None:
+        """End a hold that lasts until told."""
+        self._write("")
+
+    def _write(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line.encode() + b"\n")
+        self._process.stdin.flush()
+
+    def answer(self, timeout: float = PATIENCE) -> Answer:
+        """The answer to an order; what is told of entries before it is passed over."""
+        until = time.monotonic() + timeout
+        while "holds" not in (line := self.line(max(0.1, until - time.monotonic()))):
+            pass
+        holds = [Hold(*hold) for hold in line["holds"]]
+        return Answer(holds, line["cpu"], line.get("lag", 0.0), line["failures"], line["errors"])
+
+    def entered(self, timeout: float = PATIENCE) -> float:
+        """When it entered, as told."""
+        line = self.line(timeout)
+        if "entered" not in line:
+            kinds = {error.partition(":")[0] for error in line["errors"]}
+            raise DoesNotRunError(
+                f"its waiter fails: {', '.join(kinds)}" if kinds else "it did not acquire the lock in time"
+            )
+        entered: float = line["entered"]
+        return entered
+
+    def told(self) -> float | None:
+        """When it entered, if it has told so by now."""
+        return None if self._lines.empty() else self.entered(0)
+
+    def kill(self) -> float:
+        """SIGKILL; answers when."""
+        at = time.monotonic()
+        self._process.kill()
+        return at
+
+    def freeze(self) -> None:
+        """SIGSTOP, until it has stopped."""
+        self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
+
+    def thaw(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+            self._process.send_signal(signal.SIGCONT)
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._stderr):
+            with contextlib.suppress(OSError):
+                assert stream is not None
+                stream.close()
+
+
+class Usage(NamedTuple):
+    """What the server has done so far, or between two looks."""
+
+    requests: float
+    """Reads from sockets: a command, or a pipeline of them, each."""
+    cpu: float
+    """Seconds."""
+    connections: int
+    """Open now, without the one that asks."""
+
+    def since(self, before: Usage) -> Usage:
+        return Usage(self.requests - before.requests, self.cpu - before.cpu, self.connections)
+
+
+class Arena:
+    """One server, and the processes that were started on it."""
+
+    def __init__(self) -> None:
+        raise_descriptor_limit()
+        self.server = RealServer(("--maxclients", str(DESCRIPTORS)))
+        self._contenders: list[Contender] = []
+
+    def __enter__(self) -> Arena:
+        self.server.__enter__()
+        self._client = self.server.client()
+        time.sleep(RESTART_GRACE)  # it may have restarted without its data: this library grants nothing for so long
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.dismiss(self._contenders[:])
+        self.server.close()
+
+    def start(self, peer: Peer, setup: Setup, env: dict[str, str] | None = None) -> Contender:
+        """A process that is ready for orders, with a lock of its peer's own. Raises `DoesNotRunError`."""
+        contender = Contender(peer, setup._replace(lock=f"{peer.name}-{setup.lock}"), env)
+        self._contenders.append(contender)
+        contender.line(60)
+        return contender
+
+    def crew(self, peer: Peer, processes: int, lock: str, **setup: Any) -> list[Contender]:
+        """Several of them, for one lock."""
+        return [
+            self.start(peer, Setup(self.server.url, lock, party=party, parties=processes, **setup))
+            for party in range(processes)
+        ]
+
+    @contextlib.contextmanager
+    def guests(self, peer: Peer, processes: int, lock: str, **setup: Any) -> Iterator[list[Contender]]:
+        """A crew that is dismissed at the end."""
+        before = len(self._contenders)
+        try:
+            yield self.crew(peer, processes, lock, **setup)
+        finally:
+            self.dismiss(self._contenders[before:])
+
+    def dismiss(self, contenders: Sequence[Contender]) -> None:
+        for contender in contenders:
+            contender.close()
+            self._contenders.remove(contender)
+
+    def usage(self) -> Usage:
+        info = self._client.info("everything")
+        cpu = info["used_cpu_sys"] + info["used_cpu_user"]
+        return Usage(info["total_reads_processed"], cpu, info["connected_clients"] - 1)
+
+    def wait_until_quiet(self, most: float) -> None:
+        """Until fewer than 20 requests came within 0.25 s, or for `most` seconds: those who poll are never quiet."""
+        until = time.monotonic() + most
+        while time.monotonic() < until:
+            before = self.usage()
+            time.sleep(0.25)
+            if self.usage().since(before).requests < 20:
+                return
+
+
+def _environment() -> dict[str, str]:
+    """Without the settings of whoever runs it, and without those of the tests."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("AIOGPULOCK_", "REDIS_URL"))}
+
+
+def contest(crew: Sequence[Contender], order: Order) -> list[Answer]:
+    """The same order for all, at once."""
+    for contender in crew:
+        contender.tell(order)
+    return [contender.answer(order.seconds + PATIENCE) for contender in crew]
+
+
+def raise_descriptor_limit() -> None:
+    """`ulimit -n`, as high as it may go."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def descriptor_limit() -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2][:200]

@@ -1,0 +1,54 @@
+"""From the holds that processes report to the figures that tables show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from benchmarks.arena import Answer
+from benchmarks.contender import Hold
+
+
+class Spread(NamedTuple):
+    """Of some samples: how many, the median, the 99th percentile. NaN without samples."""
+
+    count: int
+    p50: float
+    p99: float
+
+
+def spread(samples: Sequence[float]) -> Spread:
+    ordered = sorted(samples)
+    if not ordered:
+        return Spread(0, float("nan"), float("nan"))
+    return Spread(len(ordered), ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)])
+
+
+class HandOff(NamedTuple):
+    """From one hold to the next."""
+
+    seconds: float
+    """From the end of one body to the start of the next."""
+    crossed: bool
+    """Into another process."""
+
+
+def hand_offs(answers: Sequence[Answer]) -> list[HandOff]:
+    """The hand-offs between these processes, in order."""
+    turns = [(hold, party) for party, answer in enumerate(answers) for hold in answer.holds]
+    turns.sort(key=lambda turn: turn[0].entered)
+    return [
+        HandOff(next_hold.entered - hold.leaving, party != next_party)
+        for (hold, party), (next_hold, next_party) in pairwise(turns)
+    ]
+
+
+def by_entry(holds: Sequence[Hold]) -> list[Hold]:
+    return sorted(holds, key=lambda hold: hold.entered)
+
+
+def overlaps(answers: Sequence[Answer]) -> int:
+    """How many bodies began before the one before them had ended: a lock allows none."""
+    holds = by_entry([hold for answer in answers for hold in answer.holds])
+    return sum(later.entered < earlier.leaving for earlier, later in pairwise(holds))

@@ -1,0 +1,74 @@
+"""The peers, one module each: TITLE, REQUIREMENTS, and `opened(setup)`, which yields what a user would enter.
+
+A peer runs in processes of its own, in an environment with its own requirements: two of them are both imported as
+`redis_lock`. Their packages are imported inside `opened` only, so that any Python can read what they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import subprocess
+import sys
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENTS = ROOT / ".benchmarks"
+NAMES = (
+    "redis_fifo_lock",
+    "python_redis_lock",
+    "redis_lock_py",
+    "redis_py",
+    "redis_py_10ms",
+    "coredis_lock",
+    "pottery_redlock",
+    "portalocker_redis",
+    "aioredlock_lock",
+)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Somebody who takes part in a contest: this library, a peer, or a floor."""
+
+    module: str
+    title: str
+    requirements: tuple[str, ...]
+    threads: bool
+
+    @property
+    def name(self) -> str:
+        return self.module.rpartition(".")[2]
+
+    def python(self) -> str:
+        """The interpreter of its environment, made if it is missing. Raises `subprocess.CalledProcessError`."""
+        if not self.requirements:
+            return sys.executable
+        digest = hashlib.sha256(repr((sys.version, self.requirements)).encode()).hexdigest()[:8]
+        folder = ENVIRONMENTS / f"{self.name}-{digest}"
+        python, complete = folder / "bin" / "python", folder / "complete"
+        if not complete.exists():
+            venv.create(folder, clear=True, with_pip=True)
+            command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *self.requirements]
+            subprocess.run(command, check=True, capture_output=True, text=True)
+            complete.touch()
+        return str(python)
+
+
+def load(module: str) -> Peer:
+    """What a module of `benchmarks` says about itself."""
+    found = importlib.import_module(f"benchmarks.{module}")
+    return Peer(f"benchmarks.{module}", found.TITLE, tuple(found.REQUIREMENTS), getattr(found, "THREADS", False))
+
+
+OURS = load("ours")
+
+
+def peers() -> list[Peer]:
+    return [load(f"peers.{name}") for name in NAMES]
+
+
+def floor(name: str) -> Peer:
+    return load(f"floors.{name}")

@@ -1,0 +1,30 @@
+"""aioredlock on one server: SET NX, polled after 0.1 to 0.3 s.
+
+Fair settings: as many tries as it takes; its default is to give up after three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from benchmarks.contender import Setup
+
+TITLE = "aioredlock"
+REQUIREMENTS = ("aioredlock==0.7.3",)
+
+
+@asynccontextmanager
+async def opened(setup: Setup) -> AsyncIterator[Callable[[], Any]]:
+    from aioredlock import Aioredlock
+
+    manager = Aioredlock([setup.url], retry_count=10**9, internal_lock_timeout=setup.lease)
+
+    @asynccontextmanager
+    async def hold() -> AsyncIterator[None]:
+        async with await manager.lock(setup.lock):
+            yield
+
+    yield hold
+    await manager.destroy()

@@ -1,0 +1,119 @@
+"""What a scenario finds: tables, targets, charts. Kept as JSON, from which pictures and prose can be made again."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import msgspec
+
+Unit = Literal["s", "x", "n", "%", "B", "text"]
+
+
+class Column(msgspec.Struct, frozen=True):
+    """A column of figures. `unit`: seconds, a ratio, a count, per cent, bytes, or text."""
+
+    name: str
+    unit: Unit = "text"
+
+
+class Row(msgspec.Struct):
+    """One line: who, and a value per column, in its order; None where there is none."""
+
+    who: str
+    values: list[float | str | None]
+
+
+class Table(msgspec.Struct):
+    title: str
+    columns: list[Column]
+    rows: list[Row]
+    note: str = ""
+
+
+class Target(msgspec.Struct):
+    """What was asked for. `why` explains a miss."""
+
+    what: str
+    limit: str
+    measured: str
+    met: bool
+    why: str = ""
+
+
+class Bars(msgspec.Struct, tag="bars"):
+    """One bar per row that has a value in `column` of the table with this title; `whisker` is a further column."""
+
+    name: str
+    title: str
+    table: str
+    column: str
+    whisker: str = ""
+    log: bool = True
+
+
+class Lines(msgspec.Struct, tag="lines"):
+    """One line per row, over the numbers in the names of the columns that end with `suffix`."""
+
+    name: str
+    title: str
+    table: str
+    x: str
+    suffix: str
+
+
+class Result(msgspec.Struct):
+    """One scenario's findings."""
+
+    scenario: str
+    title: str
+    what: str
+    tables: list[Table]
+    targets: list[Target]
+    charts: list[Bars | Lines] = []
+    seconds: float = 0.0
+
+
+class Report(msgspec.Struct):
+    """One run: where, and what was found."""
+
+    environment: dict[str, str]
+    results: list[Result]
+
+
+def at_most(what: str, measured: float, limit: float, unit: Unit, why: str = "") -> Target:
+    """A target that is met by a figure that is no larger."""
+    met = measured <= limit
+    return Target(what, f"≤ {shown(limit, unit)}", shown(measured, unit), met, "" if met else why)
+
+
+def shown(value: float | str | None, unit: Unit) -> str:
+    """A value as a person reads it; - for none."""
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value
+    if math.isnan(value):
+        return "-"
+    match unit:
+        case "s":
+            return _scaled(value, ((1, "s"), (1e-3, "ms"), (1e-6, "µs")))
+        case "B":
+            return _scaled(value, ((2**20, "MiB"), (2**10, "KiB"), (1, "B")))
+        case "x":
+            return f"{value:.2f} ×"
+        case "%":
+            return f"{value:.1f} %"
+        case _:
+            return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.2f}"
+
+
+def _scaled(value: float, units: tuple[tuple[float, str], ...]) -> str:
+    for size, name in units:
+        if abs(value) >= size:
+            return f"{_three_digits(value / size)} {name}"
+    return f"{_three_digits(value / units[-1][0])} {units[-1][1]}"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

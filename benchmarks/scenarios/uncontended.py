@@ -1,0 +1,83 @@
+"""What a lock costs that nobody else wants."""
+
+from __future__ import annotations
+
+from benchmarks.arena import Contender, DoesNotRunError, contest
+from benchmarks.contender import Order, Setup
+from benchmarks.measure import spread
+from benchmarks.peers import OURS, Peer, floor
+from benchmarks.record_costs import record_costs
+from benchmarks.results import Bars, Column, Result, Row, Table, at_most
+from benchmarks.scenarios import Stage
+
+TITLE = "Uncontended acquire and release"
+BATCH = 50
+
+
+def run(stage: Stage) -> Result:
+    """One process acquires and releases a free lock, again and again. Batches of all contestants alternate."""
+    trivial, scripts = floor("two_evalsha"), floor("shipped_scripts")
+    cast = [OURS, scripts, trivial, floor("asyncio_lock"), *stage.peers]
+    table, figures = _contest(stage, cast, trivial)
+    ours, raw, least = (figures[peer.title] for peer in (OURS, scripts, trivial))
+    costs = record_costs(stage.arena.server, stage.pick(2000, 400))
+    return Result(
+        "uncontended",
+        TITLE,
+        run.__doc__ or "",
+        [table, costs.table],
+        [
+            at_most(
+                "Python's share: against the two shipped scripts, sent raw through the same client",
+                ours / raw, 1.20, "x",
+                f"Of {(ours - raw) * 1e6:.0f} µs, no step takes more than 6: the request and its id, the waiter and "
+                "its room, two more deadlines, hold, lease and finalizer, heartbeat and guard, isolated leaving: each is "
+                "a promise; what was computed twice is gone",
+            ),
+            at_most(
+                "against two trivial EVALSHA",
+                ours / least, 1.45, "x",
+                f"The scripts alone run for {costs.whole * 1e6:.0f} µs on the server (the two trivial ones for "
+                f"{costs.trivial * 1e6:.0f}); the table of records says for what. On this machine a trivial round trip "
+                f"takes {least / 2 * 1e6:.0f} µs, a third of what the target assumed",
+            ),
+        ],
+        [Bars("uncontended", TITLE, table.title, "p50", whisker="p99")],
+    )  # fmt: skip
+
+
+def _contest(stage: Stage, cast: list[Peer], least: Peer) -> tuple[Table, dict[str, float]]:
+    arena = stage.arena
+    ready: dict[Peer, Contender] = {}
+    absent: list[Row] = []
+    for peer in cast:
+        stage.say(f"start {peer.title}")
+        try:
+            ready[peer] = arena.start(peer, Setup(arena.server.url, "uncontended"))
+            contest([ready[peer]], Order(rounds=BATCH, seconds=stage.pick(6.0, 1.0)))  # warm
+        except DoesNotRunError as error:
+            absent.append(Row(peer.title, [str(error), *[None] * 4]))
+    cycles: dict[Peer, list[float]] = {peer: [] for peer in ready}
+    cpu: dict[Peer, float] = dict.fromkeys(ready, 0.0)
+    server: dict[Peer, float] = dict.fromkeys(ready, 0.0)
+    for batch in range(stage.pick(24, 4)):
+        stage.say(f"batch {batch + 1}")
+        for peer, contender in ready.items():
+            before = arena.usage()
+            rounds = 3 if cycles[peer] and cycles[peer][0] > 0.05 else BATCH
+            (answer,) = contest([contender], Order(rounds=rounds))
+            server[peer] += arena.usage().since(before).cpu
+            cycles[peer] += [hold.left - hold.asked for hold in answer.holds]
+            cpu[peer] += answer.cpu
+    arena.dismiss(list(ready.values()))
+    medians = {peer.title: spread(samples).p50 for peer, samples in cycles.items()}
+    rows = [
+        Row(peer.title, [*spread(samples)[1:], medians[peer.title] / medians[least.title],
+                         cpu[peer] / len(samples), server[peer] / len(samples)])
+        for peer, samples in cycles.items()
+    ]  # fmt: skip
+    columns = [
+        Column("p50", "s"), Column("p99", "s"), Column("against two EVALSHA", "x"),
+        Column("CPU of the client", "s"), Column("CPU of the server", "s"),
+    ]  # fmt: skip
+    return Table("one acquire and release", columns, rows + absent), medians
