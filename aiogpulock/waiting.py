@@ -86,7 +86,8 @@ class WaitingRoom:
     """The waiters of one process for one lock that share an inbox record."""
 
     WATCHERS: ClassVar[int] = 3
-    """How many in line re-check at the holder's deadline."""
+    """How many in line re-check at the holder's deadline; and the first of each process, however many dead ones stand
+    before it: their seats stay until they expire."""
     JITTER: ClassVar[float] = 0.1
     """Checks of many processes drift apart by up to this part of their interval."""
     AFTER_DEADLINE: ClassVar[float] = 0.002
@@ -163,13 +164,13 @@ class WaitingRoom:
         waiter.reply = reply
         if forgotten:
             self._wake_others(waiter)  # Redis lost one seat, so it may have lost others
-        if reply.position > self.WATCHERS:
+        if reply.position > self.WATCHERS and waiter is not self._first():
             return False
         if reply.foreign and reply.position == 1:
             recheck = waiter.pace.poll if reply.recheck_in is None else min(reply.recheck_in, waiter.pace.poll)
             waiter.wake_in(recheck + self.AFTER_DEADLINE)
         elif reply.recheck_in is not None:
-            late = (reply.position - 1) * waiter.claim_window
+            late = min(reply.position - 1, self.WATCHERS) * waiter.claim_window
             waiter.wake_in(reply.recheck_in + late + self.AFTER_DEADLINE)
         process = _parse_process(reply.holder_process)
         return process is not None and self._watch.watch(process, self._on_death)

@@ -12,7 +12,6 @@
 --       {'busy' | 'full', waiters, value}   {'stale'}   {'done', outcome}   {'newer', protocol}
 
 local PRIORITY_STEP_US = 60 * 1000000   -- a priority overtakes by a bounded time only
-local WATCHERS = 3                      -- how many in line re-check at the holder's deadline
 
 local id, hint, may_wait = ARGV[4], tonumber(ARGV[5]), ARGV[15] == '1'
 local me = {id = id, inbox = ARGV[6], lease = tonumber(ARGV[10]), ttl = tonumber(ARGV[11]),
@@ -85,7 +84,7 @@ local function waiting(enqueued, wait, more)
     recheck_in = math.max(0, holder.deadline - now)
     -- A release within the restart grace grants to nobody, and a deadline that comes within it ends nothing: those who
     -- would be next look when it is over.
-    local grace = position <= WATCHERS and restart_grace_left() or 0
+    local grace = restart_grace_left()
     if grace > 0 and (recheck_in == 0 or recheck_in > grace) then recheck_in = grace end
   end
   local current = holder and not foreign and holder or {id = '', phase = '', process = ''}

@@ -15,8 +15,8 @@ GRACE: float = SETTINGS["restart_grace"]
 SLACK = 3.0
 """Seconds added to each bound: machines that run tests are busy."""
 
-LONG_LEASE: dict[str, Any] = {"heartbeat": {"interval": 0.25, "timeout": 30.0}, "fallback_timeout": 30.0}
-"""With these neither a deadline nor a timer helps within the bound: only the event itself does."""
+LONG_LEASE: dict[str, Any] = {"heartbeat": {"interval": 0.25, "timeout": 30.0}}
+"""With these no deadline helps within the bound either: only the event itself does."""
 
 
 class Fault:

@@ -17,6 +17,7 @@ _ALL: tuple[type[Fault], ...] = (
     processes.KillHolderElsewhere,
     processes.KillHolder,
     processes.KillWaiter,
+    processes.KillHolderAndWaiter,
     processes.KillGrantee,
     processes.StopWaiter,
     processes.Fork,

@@ -136,6 +136,11 @@ MUTANTS = (
         (Edit("liveness.py", "(process):\n            listener()", "(process):\n            pass"),),
     ),
     Mutant(
+        "the seats of the dead hide a crash from those behind them",
+        "kill-holder-and-waiter",
+        (Edit("waiting.py", " and waiter is not self._first()", ""),),
+    ),
+    Mutant(
         "a process is known by its pid alone",
         "tests/unit/test_liveness.py::test_a_reused_pid_is_another_process",
         (Edit("liveness.py", "not readable and now_started == started", "not readable"),),

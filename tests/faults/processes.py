@@ -40,6 +40,7 @@ class KillHolderElsewhere(KillHolder):
 class KillWaiter(Fault):
     name, what = "kill-waiter", "SIGKILL of a waiter, first in line or not"
     bound: ClassVar[float] = CLAIM_WINDOW + SLACK
+    settings: ClassVar[dict[str, Any]] = LONG_LEASE
 
     def cycle(self, arena: Arena) -> float:
         holder, entry = arena.capture()
@@ -53,9 +54,28 @@ class KillWaiter(Fault):
         return recovered
 
 
+class KillHolderAndWaiter(Fault):
+    name, what = "kill-holder-and-waiter", "SIGKILL of the holder and of the first in line, whose seat stays behind"
+    settings: ClassVar[dict[str, Any]] = LONG_LEASE
+    workers = 4
+
+    def cycle(self, arena: Arena) -> float:
+        holder, _ = arena.capture()
+        waiter = arena.workers[arena.await_waiters(3)[0]]
+        arena.pause(0.02)
+        waiter.kill()
+        killed_at = holder.kill()
+        entered = arena.next(killed_at, bound=self.bound)
+        arena.bury(waiter)
+        arena.bury(holder)
+        arena.fill()
+        return float(entered["at"] - killed_at)
+
+
 class KillGrantee(Fault):
     name, what = "kill-grantee", "SIGKILL of the first in line as it is granted"
     bound: ClassVar[float] = CLAIM_WINDOW + SLACK
+    settings: ClassVar[dict[str, Any]] = LONG_LEASE
 
     def cycle(self, arena: Arena) -> float:
         _, entry = arena.capture()
@@ -155,6 +175,7 @@ class BlockedTooLong(Overstay):
 class StopWaiter(Fault):
     name, what = "stop-waiter", "SIGSTOP of the first in line; it costs one claim window, and keeps its place"
     bound: ClassVar[float] = CLAIM_WINDOW + SLACK
+    settings: ClassVar[dict[str, Any]] = LONG_LEASE
 
     def cycle(self, arena: Arena) -> float:
         holder, entry = arena.capture()

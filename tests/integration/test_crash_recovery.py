@@ -103,6 +103,27 @@ def test_the_expiry_is_noticed_although_the_first_in_line_died_too(
     assert deadline <= int(lock.holder["since"]) < deadline + 2000 + 1500  # one claim window later at most
 
 
+@pytest.mark.parametrize("boot", ["", "other"], ids=["same host", "elsewhere"])
+def test_a_crash_is_noticed_although_the_seats_of_many_dead_come_first(
+    server: RealServer, crew: Crew, lock: RawLock, boot: str
+) -> None:
+    holder = crew.start(server.url, boot=boot, **(SHORT if boot else LONG))
+    waiter = crew.start(server.url, **LONG, claim_window=0.5)
+    holder.tell("acquire", name="a")
+    holder.expect("held")
+    for number in range(5):
+        lock.acquire(f"gone {number}")
+    waiter.tell("acquire", name="b")
+    wait_until(lambda: len(lock.queue) == 6, description="the waiter in the queue")
+    killed_at = holder.kill()
+    deadline = int(lock.holder["deadline"])
+    held = waiter.expect("held")
+    if boot:
+        assert int(lock.holder["since"]) < deadline + 3 * 500 + 3000  # three claim windows later at most
+    else:
+        assert held["at"] - killed_at < 5
+
+
 def test_a_waiter_that_was_killed_at_the_head_holds_nobody_up(server: RealServer, crew: Crew, lock: RawLock) -> None:
     holder, first, second = (crew.start(server.url, **LONG) for _ in range(3))
     holder.tell("acquire", name="a")

@@ -280,7 +280,7 @@ MUTANTS = (
     Mutant(
         "a release during the restart grace is noticed by nobody",
         "lost-data-and-crash",
-        (Edit("acquire", "position <= WATCHERS and restart_grace_left() or 0", "0"),),
+        (Edit("acquire", "    local grace = restart_grace_left()\n", "    local grace = 0\n"),),
     ),
     Mutant(
         "a retried acquire reaps its own lease and locks for an ended id",

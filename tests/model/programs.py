@@ -254,8 +254,8 @@ class Programs(Worlds):
 
     def _next_check(self, client: Client, position: int, recheck: int, foreign: str) -> int:
         timer = self.config.fallback if client.subscribed else self.config.poll
-        if recheck >= 0 and position <= 3:
-            timer = min(timer, max(1, recheck) + (position - 1) * self.config.claim_window)
+        if recheck >= 0:
+            timer = min(timer, max(1, recheck) + min(position - 1, 3) * self.config.claim_window)
         return min(timer, self.config.poll) if foreign and position == 1 else timer
 
     def _data_was_lost(self, world: World) -> bool:
