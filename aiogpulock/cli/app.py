@@ -15,8 +15,14 @@ VERBS = (
 )
 
 
-INTERRUPTED = 130
-"""The exit status after Ctrl-C."""
+CLEAR_LINE = "\r\x1b[K"
+
+
+class Screen:
+    """What stands in the last line of the terminal."""
+
+    transient = False
+    """A line that may be written over."""
 
 
 class Verbs(click.Group):
@@ -33,13 +39,12 @@ class Verbs(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
+        from aiogpulock.cli.exits import INTERRUPTED, status_of
         from aiogpulock.errors import GpuLockError
 
         try:
             return super().invoke(ctx)
         except GpuLockError as error:
-            from aiogpulock.cli.exits import status_of
-
             complain(str(error))
             sys.exit(status_of(error))
         except KeyboardInterrupt:
@@ -50,7 +55,8 @@ def complain(text: str) -> None:
     """One line on stderr, whatever the text holds."""
     from aiogpulock.cli.words import plain
 
-    click.echo(f"aiogpulock: {plain(' '.join(text.splitlines()))}", err=True)
+    over = CLEAR_LINE if Screen.transient else ""
+    click.echo(f"{over}aiogpulock: {plain(' '.join(text.splitlines()))}", err=True)
 
 
 class _Stderr(logging.Handler):

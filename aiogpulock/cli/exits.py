@@ -23,6 +23,7 @@ LOST = 76
 CONFIG = 78
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
+INTERRUPTED = 130
 SIGNALLED = 128
 """Plus the signal's number."""
 

@@ -30,9 +30,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from aiogpulock import clock
+from aiogpulock.cli.exits import NOT_EXECUTABLE, NOT_FOUND
 from aiogpulock.cli.process_tree import adopt_orphans, descendants, die_with_parent, send, show_as
-
-NOT_EXECUTABLE, NOT_FOUND = 126, 127
 
 FORWARDED = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2})
 _JOB_CONTROL = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
@@ -148,20 +147,19 @@ class _Keeper:
 
     def _enforce(self, alive: list[int]) -> None:
         if not self._connected:
-            self._end(alive, 0.0)
+            self._end(0.0)
         elif self._status is not None and self._kill_at is None:
             self._left = len(alive)
-            self._end(alive, self._grace)
+            self._end(self._grace)
         elif clock.now() >= self._deadline:
-            self._end(alive, self._last_grace)
+            self._end(self._last_grace)
         if self._kill_at is not None and clock.now() >= self._kill_at:
             send(self._alive(), signal.SIGKILL)
 
-    def _end(self, alive: list[int], grace: float) -> None:
-        """SIGTERM now, to what is stopped too; SIGKILL after `grace` seconds. A shorter grace wins."""
-        began, kill_at = self._kill_at is None, clock.now() + grace
+    def _end(self, grace: float) -> None:
+        """SIGTERM now, to what is stopped too; SIGKILL after `grace` seconds, or with the lease if that is sooner."""
+        began, kill_at = self._kill_at is None, min(clock.now() + grace, self._deadline + self._last_grace)
         self._kill_at = kill_at if self._kill_at is None else min(self._kill_at, kill_at)
-        self._deadline = float("inf")
         if began and grace > 0:
             send(self._alive(), signal.SIGTERM, signal.SIGCONT)
 
@@ -192,13 +190,12 @@ class _Keeper:
                 os.write(self._gate, json.dumps(environment).encode() + b"\n")
                 os.close(self._gate)
             case {"deadline": deadline}:
-                if self._kill_at is None:
-                    self._deadline = deadline
+                self._deadline = deadline
             case {"signal": signum}:
                 if self._status is None:
                     send([self._command], signum)
             case {"end": grace}:
-                self._end(self._alive(), grace)
+                self._end(grace)
 
     def _say(self, **message: int) -> None:
         with contextlib.suppress(OSError):

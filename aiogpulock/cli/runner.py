@@ -21,6 +21,9 @@ from aiogpulock.errors import LeaseLostError, LockTimeoutError, NestedLockError,
 from aiogpulock.lease import Lease
 from aiogpulock.manager import GpuLockManager
 
+LAST_PART = 0.8
+"""Of the margin between the holder's deadline and Redis's: for SIGTERM to work; the rest is for SIGKILL."""
+
 
 class Wishes(NamedTuple):
     """What the command line asked for."""
@@ -183,9 +186,10 @@ class _Runner:
 
     async def _under(self, lease: Lease) -> int:
         """Let the command go; answers how it ended: its exit status, or less than 0 for a signal."""
+        lease.check()
         kill_after = self._wishes.kill_after
-        # At the deadline the command must be gone before Redis gives the GPU to another.
-        last_grace = min(kill_after, lease.margin)
+        # After the deadline the command must be gone before Redis gives the GPU to another.
+        last_grace = min(kill_after, LAST_PART * lease.margin)
         self._keeper.tell(go=lease.env(), deadline=lease.deadline, grace=kill_after, last_grace=last_grace)
         telling = asyncio.create_task(self._tell_deadlines(lease))
         try:
@@ -209,10 +213,9 @@ class _Runner:
                 self._keeper.tell(deadline=told)
 
     def _on_lost(self, reason: str) -> None:
+        """The keeper has a shorter grace than this where the deadline has come."""
         grace = self._wishes.kill_after
-        complain(
-            f"the lease on GPU {self._wishes.gpu} is lost ({reason}): the command is ended, by force in {grace:g} s"
-        )
+        complain(f"the lease on GPU {self._wishes.gpu} is lost ({reason}): the command is ended")
         self._keeper.tell(end=grace)
 
     def _exit_status(self, status: int, *, lost: bool) -> int:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
+from aiogpulock.cli.app import CLEAR_LINE, Screen
 from aiogpulock.cli.lock_words import holder_words
 from aiogpulock.cli.words import duration, ordinal, plain
 from aiogpulock.errors import GpuLockError
@@ -91,5 +92,6 @@ def _write(line: str) -> None:
     """Over the line before; it must not wrap."""
     width = os.get_terminal_size(sys.stderr.fileno()).columns - 1
     shown = line if len(line) <= width else f"{line[: width - 1]}…"
-    sys.stderr.write(f"\r\x1b[K{shown}")
+    sys.stderr.write(f"{CLEAR_LINE}{shown}")
+    Screen.transient = bool(shown)
     sys.stderr.flush()

@@ -219,7 +219,7 @@ def test_a_lost_lease_ends_the_command_by_force_if_need_be(
     status, out, err = ended(runner)
 
     assert (status, out) == (76, "asked\n")
-    told = "aiogpulock: the lease on GPU 0 is lost (not_owner): the command is ended, by force in 0.5 s"
+    told = "aiogpulock: the lease on GPU 0 is lost (not_owner): the command is ended"
     assert err.splitlines()[0] == told
     redis_cleanup.delete("gpu_lock:0", "{gpu_lock:0}:heartbeat")
 
@@ -237,6 +237,19 @@ def test_a_stopped_runner_does_not_keep_its_command_running(shell: Shell, redis_
     assert ended(runner)[0] == 76
     successor.terminate()
     ended(successor)
+
+
+def test_a_deadline_leaves_no_time_for_a_long_farewell(shell: Shell, own_server: RealServer) -> None:
+    """Redis is away: at its own deadline the command is ended, long before --kill-after is over."""
+    stubborn = "trap '' TERM; echo in; while :; do sleep 0.1; done"
+    variables = SHORT_LEASE | {"REDIS_URL": own_server.url, "AIOGPULOCK_REDIS_CONNECT_TIMEOUT": "0.5"}
+    runner = shell.start("run", "--kill-after", "600", "--", "sh", "-c", stubborn, env=variables)
+    read_until(runner, "in")
+    own_server.kill()
+    status, _, err = ended(runner)
+
+    assert status == 76
+    assert "the lease on GPU 0 is lost (lease_expired): the command is ended" in err
 
 
 def test_a_short_stop_changes_nothing(shell: Shell, redis_cleanup: redis.Redis) -> None:

@@ -10,9 +10,9 @@ import sys
 
 import click
 
+from aiogpulock.cli.exits import CONFLICT, NOT_EXECUTABLE, NOT_FOUND
 from aiogpulock.cli.options import Target, target_options
 
-NOT_EXECUTABLE, NOT_FOUND = 126, 127
 _INTERPRETER = re.compile(r"(python|pypy|bash|sh|dash|zsh|perl|ruby|node)[0-9.]*")
 
 
@@ -24,7 +24,7 @@ _INTERPRETER = re.compile(r"(python|pypy|bash|sh|dash|zsh|perl|ruby|node)[0-9.]*
     "-E",
     "--conflict-exit-code",
     type=click.IntRange(0, 255),
-    default=75,
+    default=CONFLICT,
     show_default=True,
     metavar="N",
     help="Exit status when the GPU was not got in time.",
