@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -68,6 +68,14 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
     """Why there is no more in this report."""
 
 
+class Survey(NamedTuple):
+    """One look at everything."""
+
+    report: HealthReport
+    locks: tuple[LockSnapshot, ...]
+    """All that could be read, as the report was made of them."""
+
+
 class Health:
     """Looks at everything on one server. `client` is best a pool of its own, so that no queue of commands delays it."""
 
@@ -77,7 +85,7 @@ class Health:
         self._census = Census(client, namespace)
         self._window = RateWindow(window)
 
-    async def report(self, settings: Settings) -> HealthReport:
+    async def look(self, settings: Settings) -> Survey:
         """Raises `RedisUnavailableError`, `AuthenticationError`."""
         keys, complete = await self._census.locks(SCAN_PAGES)
         found = await self._scripts.snapshots(keys)
@@ -94,7 +102,7 @@ class Health:
         totals = Totals.of(locks)
         zombies = [zombie for lock in locks for zombie in find_zombies(lock)]
         long_held = _long_held(locks, settings.gpu_lock_monitor.timeout_levels.warning)
-        return HealthReport(
+        report = HealthReport(
             status=_status(zombies, long_held, findings),
             redis_connected=True,
             server=self._client.where,
@@ -113,6 +121,7 @@ class Health:
             scan_complete=complete,
             timestamp=time.time(),
         )
+        return Survey(report, tuple(locks))
 
     async def _server(self) -> tuple[dict[str, str], float]:
         """What the server says of itself, if this user may ask, and by how much its clock is ahead, in seconds."""
@@ -125,9 +134,10 @@ class Health:
         return info, int(seconds) + int(micros) / 1_000_000 - (before + time.time()) / 2
 
 
-def unreachable(server: str | None, error: str) -> HealthReport:
-    """The report of a server that does not answer."""
-    return HealthReport(status="unhealthy", redis_connected=False, server=server, timestamp=time.time(), error=error)
+def unreachable(server: str | None, error: str) -> Survey:
+    """What can be told of a server that does not answer."""
+    report = HealthReport(status="unhealthy", redis_connected=False, server=server, timestamp=time.time(), error=error)
+    return Survey(report, ())
 
 
 def _long_held(locks: list[LockSnapshot], limit: float) -> list[LongHeldLock]:

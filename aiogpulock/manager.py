@@ -25,7 +25,7 @@ from aiogpulock.errors import (
     RedisUnavailableError,
 )
 from aiogpulock.gpu.records import Gpu
-from aiogpulock.health import HealthReport, unreachable
+from aiogpulock.health import HealthReport, Survey, unreachable
 from aiogpulock.heartbeat import Holds
 from aiogpulock.history import read_history
 from aiogpulock.incidents import AlertHook, CriticalFailureLog, ExceptionStats, Incidents, log_alert
@@ -146,10 +146,14 @@ class GpuLockManager:
         Answers within `timeout` seconds (by default `redis.connect_timeout`), also when Redis hangs: then with
         ``redis_connected`` False and the reason in ``error``. Writes nothing. Raises `ManagerClosedError`.
         """
+        return (await self.survey(timeout=timeout)).report
+
+    async def survey(self, *, timeout: float | None = None) -> Survey:
+        """`health_check`, and all locks as it saw them: nothing in one contradicts the other."""
         try:
             async with asyncio.timeout(limit := self.connect_timeout if timeout is None else timeout):
                 parts = await self.started()
-                return await parts.overview.health(self.settings)
+                return await parts.overview.survey(self.settings)
         except TimeoutError:
             return unreachable(self.server, f"Redis did not answer within {limit:g} s")
         except ManagerClosedError:

@@ -16,7 +16,7 @@ from aiogpulock.gpu.aliases import Aliases
 from aiogpulock.gpu.finder import Finder
 from aiogpulock.gpu.nvml import shared
 from aiogpulock.guard import Guard
-from aiogpulock.health import Health, HealthReport
+from aiogpulock.health import Health, Survey
 from aiogpulock.heartbeat import Heartbeat
 from aiogpulock.keys import LockKeys, inbox_channel
 from aiogpulock.lease import Hold
@@ -41,11 +41,11 @@ class Overview:
         self._namespace = namespace
         self._health: Health | None = None
 
-    async def health(self, settings: Settings) -> HealthReport:
+    async def survey(self, settings: Settings) -> Survey:
         """Raises `RedisUnavailableError`, `AuthenticationError`."""
         if self._health is None:
             self._health = Health(self.client, self.scripts, self._namespace, settings.gpu_lock_alerts.window)
-        return await self._health.report(settings)
+        return await self._health.look(settings)
 
     async def close(self) -> None:
         await self.client.close()

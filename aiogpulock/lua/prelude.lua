@@ -210,10 +210,14 @@ local function end_hold(outcome, reason, actor)
   end
   redis.call('HSET', FENCE, 'token', f.token, 'dirty', f.dirty)
   redis.call('PEXPIRE', FENCE, KEEP_UNUSED)
+  if outcome == 'reaped' or outcome == 'forced' then count('ended_' .. reason) end
   if h.phase ~= 'granted' then
+    local wait, hold = text(math.max(0, h.since - math.floor(h.arrival / 1000))), text(math.max(0, now - h.since))
+    redis.call('HINCRBY', STATS, 'wait_ms', wait)
+    redis.call('HINCRBY', STATS, 'hold_ms', hold)
+    count('holds')
     record('event', outcome, 'task', h.task, 'token', text(h.token), 'holder', h.id, 'reason', reason,
-      'actor', actor or '', 'wait_ms', text(math.max(0, h.since - math.floor(h.arrival / 1000))),
-      'hold_ms', text(math.max(0, now - h.since)))
+      'actor', actor or '', 'wait_ms', wait, 'hold_ms', hold)
   end
 end
 

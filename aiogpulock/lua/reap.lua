@@ -27,11 +27,13 @@ end
 if not ended then
   redis.call('DEL', LOCK)
   value, foreign = nil, false
+  count('ended_' .. reason)
   record_end(seen, '0', '')
 elseif unclaimed then
   -- Who let its claim window pass may be frozen and keeps its seat; who is dead or was taken out loses it.
   if expired then
     end_unclaimed()
+    count('ended_' .. reason)
   else
     end_hold(outcome, reason, actor)
     drop_seat(ended.id)
@@ -41,7 +43,6 @@ else
   end_hold(outcome, reason, actor)
 end
 if call ~= '' then finish(call, outcome) end
-count('ended_' .. reason)
 local _, more = grant(nil)
 -- An expired holder may be alive: the server's clock jumped, or its beats did not arrive.
 if ended and (outcome == 'forced' or (expired and not unclaimed)) then tell_lost(ended, reason) end
