@@ -1,7 +1,7 @@
 """Looks after a GPU's memory around each hold: what it was before, and whether it came back.
 
-Under ``report`` nothing waits for that: the first look is begun before the lock is asked for, and the verdict comes
-after the hand-off. Under the strict policies the body waits for the first look, and the release for the verdict.
+Under ``report`` nothing waits for that: the first look is taken beside the acquisition or the body, the verdict after
+the hand-off. Under the strict policies the body waits for the first look, and the release for the verdict.
 """
 
 from __future__ import annotations
@@ -75,10 +75,13 @@ class Caretaker:
     # a hold begins
 
     def expect(self, gpu: Gpu, settings: GpuMemorySettings) -> Before | None:
-        """A hold is asked for: begin the first look. None: there is nothing to look at, or no need to."""
-        if settings.policy != "report" or gpu.uuid is None or gpu.remote or self._verdicts.unjudged(gpu.uuid):
+        """A hold is asked for: begin the first look, if it may be over before the hold begins. Else None.
+
+        The memory of the whole device is read in some us, the process list takes some ms.
+        """
+        if settings.policy != "report" or gpu.uuid is None or gpu.remote or self.pids() is not None:
             return None
-        return self._look(gpu.uuid, settings)
+        return self._look(gpu.uuid, settings) if self._verdicts.unjudged(gpu.uuid) is None else None
 
     def begin(self, hold: Hold, settings: GpuMemorySettings, before: Before | None) -> None:
         """The hold begins now; `before` is what `expect` answered."""
@@ -90,7 +93,7 @@ class Caretaker:
             hold.memory_report = unverifiable(gpu.id, reason)
             return
         prints = footprint(gpu.uuid)
-        prints.holding += 1
+        prints.enter()
         owed = self._verdicts.unjudged(gpu.uuid)
         self._verdicts.skip(gpu.uuid)
         if owed is not None and (owed.baseline is not None or not owed.looked.is_set()):
@@ -188,7 +191,7 @@ class Caretaker:
         care = self._cares.pop(hold.id, None)
         if care is None:
             return
-        care.prints.holding -= 1
+        care.prints.leave()
         timer = self._timers.pop(hold.id, None)
         if timer is not None:
             timer.cancel()

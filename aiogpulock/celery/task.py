@@ -16,7 +16,7 @@ from celery.exceptions import Retry, TaskPredicate
 
 from aiogpulock import sync
 from aiogpulock.celery.child_watch import announce
-from aiogpulock.errors import GpuLockError, LeaseLostError
+from aiogpulock.errors import GpuLockError, LeaseLostError, MemoryNotFreedError
 
 logger = logging.getLogger(__name__)
 
@@ -129,10 +129,10 @@ def _hold(gpu_id: Any, options: Mapping[str, Any]) -> Iterator[None]:
 def _leave(task_id: str, lease: sync.Lease, reason: str, error: BaseException | None) -> None:
     try:
         lease.release(reason)
-    except LeaseLostError as loss:
+    except (LeaseLostError, MemoryNotFreedError) as trouble:
         if error is None:
             raise
-        error.add_note(f"{type(loss).__name__}: {loss}")
+        error.add_note(f"{type(trouble).__name__}: {trouble}")
     finally:
         _held.pop(task_id, None)
 

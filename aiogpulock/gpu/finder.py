@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Literal, NamedTuple, TypeAlias
 
 from aiogpulock import clock
@@ -14,7 +13,7 @@ from aiogpulock.errors import RedisUnavailableError
 from aiogpulock.gpu.aliases import Aliases
 from aiogpulock.gpu.identity import Mode, means_a_device, resolve
 from aiogpulock.gpu.nvml import Nvml
-from aiogpulock.gpu.records import Gpu, GpuDevice, NvmlError
+from aiogpulock.gpu.records import Gpu, GpuDevice, NvmlError, NvmlStatus
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +100,7 @@ class Finder:
         except NvmlError as error:
             if use == "required":
                 raise NvmlError(error.status, f"gpu_lock.gpu_memory.nvml is 'required': {error}", error.code) from None
-            _notice(str(error))
+            _notice(error)
             self._listed = clock.now() + (REMEMBER if error.status == "no_nvml" else REMEMBER_TROUBLE), None
             return None
         self._listed = clock.now() + REMEMBER, devices
@@ -124,11 +123,15 @@ async def _identify(wanted: Wanted, devices: Sequence[GpuDevice] | None, aliases
     return Gpu(identity.lock_id, place.uuid, place.index, place.name, place.remote)
 
 
-@cache
-def _notice(reason: str) -> None:
-    """Once per process and reason."""
-    logger.warning(
-        "GPUs are locked without NVML, and nothing verifies their memory: %s (gpu_memory.nvml: 'off' says that this is "
-        "meant, 'required' refuses)",
-        reason,
-    )
+_noticed: set[NvmlStatus] = set()
+
+
+def _notice(error: NvmlError) -> None:
+    """Once per process and kind."""
+    if error.status not in _noticed:
+        _noticed.add(error.status)
+        logger.warning(
+            "GPUs are locked without NVML, and nothing verifies their memory: %s (gpu_memory.nvml: 'off' says that "
+            "this is meant, 'required' refuses)",
+            error,
+        )

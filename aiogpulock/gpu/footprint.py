@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar
@@ -86,19 +87,30 @@ class Footprint:
     idle: int | None = None
     """Bytes of this process when it last had no hold."""
 
+    def enter(self) -> None:
+        """A hold begins; maybe on another thread than the one that ends."""
+        with _mutex:
+            self.holding += 1
+
+    def leave(self) -> None:
+        """A hold is over."""
+        with _mutex:
+            self.holding -= 1
+
     def again_held(self) -> str:
         """Why no verdict means anything now; empty while this process has no hold."""
         return self.SAME_PROCESS if self.holding else ""
 
 
+_mutex = threading.Lock()
 _footprints: dict[str, Footprint] = {}
 _pid = os.getpid()
 
 
 def footprint(uuid: str) -> Footprint:
     """This process on that device; a forked child begins anew."""
-    global _pid
+    global _pid, _mutex
     if _pid != os.getpid():
-        _pid = os.getpid()
+        _pid, _mutex = os.getpid(), threading.Lock()
         _footprints.clear()
     return _footprints.setdefault(uuid, Footprint())

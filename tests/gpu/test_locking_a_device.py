@@ -110,7 +110,7 @@ async def test_the_gpu_of_another_host_may_be_locked(gpu_manager: GpuLockManager
 async def test_without_nvml_the_index_is_the_name_and_one_notice_says_so(
     gpu_manager: GpuLockManager, sim: Simulation, caplog: pytest.LogCaptureFixture
 ) -> None:
-    finder._notice.cache_clear()
+    finder._noticed.clear()
     sim.call("init").error = 9
     async with gpu_manager.lock(0) as lease, gpu_manager.lock(1):
         assert lease.gpu == Gpu("0", index=0)
