@@ -5,6 +5,8 @@ from __future__ import annotations
 from aiogpulock.errors import (
     AuthenticationError,
     ConfigError,
+    DeviceBusyError,
+    DeviceQuarantinedError,
     GpuLockError,
     InvalidGpuError,
     LeaseLostError,
@@ -35,6 +37,8 @@ _STATUSES: tuple[tuple[type[GpuLockError], int], ...] = (
     (ServerTooOldError, UNAVAILABLE),
     (LockTimeoutError, CONFLICT),
     (QueueFullError, CONFLICT),
+    (DeviceBusyError, CONFLICT),
+    (DeviceQuarantinedError, CONFLICT),
     (LeaseLostError, LOST),
     (NestedLockError, USAGE),
 )

@@ -12,8 +12,15 @@ from aiogpulock.manager import GpuLockManager
 from aiogpulock.models import LockSnapshot
 from aiogpulock.zombies import find_zombies
 
-State: TypeAlias = Literal["free", "held", "handing over", "draining", "foreign", "dead", "expired"]
-STYLES: dict[State, str] = {"held": "green", "free": "dim", "foreign": "yellow", "dead": "red", "expired": "red"}
+State: TypeAlias = Literal["free", "held", "handing over", "draining", "foreign", "dead", "expired", "quarantined"]
+STYLES: dict[State, str] = {
+    "held": "green",
+    "free": "dim",
+    "foreign": "yellow",
+    "dead": "red",
+    "expired": "red",
+    "quarantined": "red",
+}
 
 _UUID_SHOWN = 12
 
@@ -28,8 +35,16 @@ def state_of(lock: LockSnapshot) -> State:
     if lock.foreign:
         return "foreign"
     if lock.holder_id is None or "leftover" in kinds:
-        return "free"
+        return "quarantined" if lock.quarantine else "free"
     return {"granted": "handing over", "draining": "draining"}.get(lock.phase or "", "held")  # type: ignore[return-value]
+
+
+def task_words(lock: LockSnapshot) -> str:
+    """What the lock is held for; or why nobody should hold it."""
+    state = state_of(lock)
+    if state == "quarantined":
+        return lock.quarantine or ""
+    return "" if state == "free" else (lock.value if lock.foreign else lock.task_name) or ""
 
 
 def holder_words(lock: LockSnapshot, held_for: float | None) -> str:

@@ -73,7 +73,7 @@ class _Observer:
             return
         self._typical_at = time.monotonic()
         for lock in self._locks:
-            self._typical[lock.gpu_id] = typical_hold(await self._manager.history(lock.gpu_id))
+            self._typical[lock.gpu_id] = typical_hold(await self._manager.history(lock))
 
     async def _memory(self) -> tuple[Sequence[GpuDevice], dict[str, MemoryReading], str]:
         if self._manager.settings.gpu_lock.gpu_memory.nvml == "off":

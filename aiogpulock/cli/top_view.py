@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from aiogpulock.cli.lock_words import STYLES, gpu_name, state_of
+from aiogpulock.cli.lock_words import STYLES, gpu_name, state_of, task_words
 from aiogpulock.cli.tables import Cell, make_table
 from aiogpulock.cli.words import duration, plain, who
 from aiogpulock.gpu.records import GpuDevice, MemoryReading
@@ -83,11 +83,11 @@ def _locks(scene: Scene) -> Table:
 
 def _lock_cells(lock: LockSnapshot) -> tuple[Cell, ...]:
     state = state_of(lock)
-    held = state != "free"
+    held = state not in ("free", "quarantined")
     return (
         (state, STYLES.get(state, "")),
         duration(lock.age) if held and lock.age is not None else "",
-        (lock.value if lock.foreign else lock.task_name) or "" if held else "",
+        task_words(lock),
         who(lock.user, lock.host, lock.pid) if held else "",
         str(lock.waiters),
     )

@@ -84,7 +84,7 @@ async def _look(manager: GpuLockManager, gpu: str) -> Place | None:
     lock = await manager.scripts.snapshot(await manager.keys_of(gpu))
     for position, waiter in enumerate(lock.queue, start=1):
         if (waiter.host, waiter.pid) == me:
-            return Place(lock, position, typical_hold(await manager.history(gpu)), time.monotonic())
+            return Place(lock, position, typical_hold(await manager.history(lock)), time.monotonic())
     return None
 
 

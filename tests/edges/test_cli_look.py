@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
-from tests.edges.shell import Shell, ended, read_until
+from tests.edges.shell import Shell, driver_variables, ended, read_until
 from tests.edges.terminal import Terminal
+from tests.gpu.conftest import driver_folder as driver_folder
+from tests.gpu.conftest import sim as sim
 from tests.helpers import wait_until
+from tests.nvml_sim import GiB, Simulation
 
 HOLD = "echo in; exec sleep 100"
 NASTY = "tr\x1b[31main\u202e.py"
@@ -134,3 +138,28 @@ def test_a_pipe_that_ends_is_no_error(shell: Shell, redis_cleanup: redis.Redis) 
     with Terminal(shell.env) as terminal:
         terminal.type("aiogpulock history | true; aiogpulock status | head -1; echo en''d\n")
         assert "Traceback" not in terminal.until("end")
+
+
+def test_a_quarantine_is_shown_and_lifted(
+    shell: Shell, redis_cleanup: redis.Redis, driver_folder: Path, sim: Simulation
+) -> None:
+    shell.env |= driver_variables(driver_folder, sim) | {
+        "AIOGPULOCK_GPU_MEMORY_POLICY": "quarantine",
+        "AIOGPULOCK_GPU_MEMORY_SETTLE_TIME": "0.2",
+    }
+    leaky = shell.start("run", "--name", "leaky", "--", "sh", "-c", "echo in; exec sleep 100")
+    read_until(leaky, "in")
+    sim.use(0, 5 * GiB, pid=shell.marked("sleep")[0].pid)
+    leaky.terminate()
+    assert ended(leaky)[0] == 143
+
+    shown = shell.run("status", "0").stdout
+    assert re.search(r"^0 +quarantined +\S", shown, re.MULTILINE)
+    refused = shell.run("run", "--", "true")
+    assert refused.returncode == 75
+    assert refused.stderr.count("\n") == 1
+    assert shell.run("release", "0", "--force").stderr == "aiogpulock: nobody holds gpu 0\n"
+    lifted = shell.run("release", "0", "--quarantine", "--force", "--reason", "checked by hand")
+    assert (lifted.returncode, lifted.stderr) == (0, "gpu 0 is released\n")
+    assert re.search(r"^0 +free ", shell.run("status", "0").stdout, re.MULTILINE)
+    assert shell.run("release", "0", "--quarantine", "--force").returncode == 1

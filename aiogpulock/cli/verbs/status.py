@@ -20,7 +20,8 @@ def command(gpus: tuple[str, ...], as_json: bool, target: Target) -> None:
     """Show who holds which GPU, and how many wait.
 
     Without GPU, every lock that is known. States: free, held, handing over, draining (its memory is not back yet),
-    foreign (another program's value), dead (its processes have ended), expired (no sign of life for a whole lease).
+    foreign (another program's value), dead (its processes have ended), expired (no sign of life for a whole lease),
+    quarantined (memory did not come back).
     """
     from aiogpulock.cli.lock_words import gpu_name, known_devices
     from aiogpulock.cli.session import look_at, print_json, with_manager
@@ -43,16 +44,15 @@ def command(gpus: tuple[str, ...], as_json: bool, target: Target) -> None:
 
 
 def _show(locks: list[LockSnapshot], names: list[str]) -> None:
-    from aiogpulock.cli.lock_words import STYLES, state_of
+    from aiogpulock.cli.lock_words import STYLES, state_of, task_words
     from aiogpulock.cli.tables import Cell, make_table, show
     from aiogpulock.cli.words import duration, who
 
     def row(lock: LockSnapshot, name: str) -> tuple[Cell, ...]:
         state = state_of(lock)
-        age = duration(lock.age) if lock.age is not None and state != "free" else ""
-        task = lock.value if lock.foreign else lock.task_name
+        age = duration(lock.age) if lock.age is not None and state not in ("free", "quarantined") else ""
         holder = who(lock.user, lock.host, lock.pid)
-        return name, (state, STYLES.get(state, "")), age, task or "", holder, str(lock.waiters)
+        return name, (state, STYLES.get(state, "")), age, task_words(lock), holder, str(lock.waiters)
 
     rows = [row(lock, name) for lock, name in zip(locks, names, strict=True)]
     heads = ("GPU", "STATE", ">FOR", "TASK", "HOLDER", ">WAITING")

@@ -38,7 +38,7 @@ def command(gpu: str, timeout: float | None, target: Target) -> None:
             async with asyncio.timeout(timeout):
                 while True:
                     seen[:] = await look_at(manager, [gpu])
-                    if state_of(seen[0]) in ("free", "dead", "expired") and not seen[0].queue:
+                    if state_of(seen[0]) in ("free", "dead", "expired", "quarantined") and not seen[0].queue:
                         return True
                     await asyncio.sleep(LOOK_EVERY)
         except TimeoutError:
