@@ -136,6 +136,11 @@ MUTANTS = (
         (Edit("liveness.py", "(process):\n            listener()", "(process):\n            pass"),),
     ),
     Mutant(
+        "the next in line is not told to watch the new holder",
+        "kill-grantee",
+        (Edit("lua/prelude.lua", "  if granted then\n    tell_next(unreachable)\n", "  if granted then\n"),),
+    ),
+    Mutant(
         "the seats of the dead hide a crash from those behind them",
         "kill-holder-and-waiter",
         (Edit("waiting.py", " and waiter is not self._first()", ""),),

@@ -78,13 +78,15 @@ class KillGrantee(Fault):
     settings: ClassVar[dict[str, Any]] = LONG_LEASE
 
     def cycle(self, arena: Arena) -> float:
-        _, entry = arena.capture()
+        holder, entry = arena.capture()
         victim = arena.workers[arena.await_waiters(2)[0]]
+        holder.tell("stop_looping")  # it does not come back and look: the third must have been told to
         freed_at = arena.judge.free(entry["holder"])
         arena.pause(0.002)
         killed_at = victim.kill()
         entered = arena.next(freed_at, bound=self.bound, not_by=victim)
         arena.bury(victim)
+        arena.retire(holder)
         arena.fill()
         return max(0.0, float(entered["at"] - killed_at))
 

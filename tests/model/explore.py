@@ -137,7 +137,12 @@ class Explorer:
         state = self.rules.caller.states[world.state]
         if holding and state.foreign:
             return f"{name(holding[0])} holds the lock beside an older program"
-        return self._seat_lost(world, state) or self._left_idle(world, state) or self._left_behind(world, state)
+        return (
+            self._seat_lost(world, state)
+            or self._left_idle(world, state)
+            or self._left_over(world, state)
+            or self._left_behind(world, state)
+        )
 
     def _seat_lost(self, world: World, state: State) -> str:
         """A waiter that is not late for its check has its seat."""
@@ -170,6 +175,16 @@ class Explorer:
             if on_time if inbox.mode == "poll" else reachable:
                 return f"the lock is free and {queued} could have it, but nobody tells it"
         return ""
+
+    def _left_over(self, world: World, state: State) -> str:
+        """A lease that is over is looked at soon while somebody waits: an expiry announces itself to nobody."""
+        if not state.holder or state.holder.deadline or world.notes or world.flights:
+            return ""
+        soon = 3 * self.config.claim_window  # the first three in line look one window after the other
+        waiting = [client for client in world.clients if client.phase == WAIT]
+        if not waiting or any(client.timer <= soon for client in waiting):
+            return ""
+        return f"the lease of {state.holder.id} is over, and nobody is going to look"
 
     def _left_behind(self, world: World, state: State) -> str:
         """When all is over, nothing stays."""

@@ -283,6 +283,11 @@ MUTANTS = (
         (Edit("acquire", "    local grace = restart_grace_left()\n", "    local grace = 0\n"),),
     ),
     Mutant(
+        "a waiter is not told when the lease ends",
+        "crash",
+        (Edit("acquire", "    recheck_in = math.max(0, holder.deadline - now)\n", ""),),
+    ),
+    Mutant(
         "a retried acquire reaps its own lease and locks for an ended id",
         "late-retry",
         (
