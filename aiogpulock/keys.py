@@ -49,6 +49,11 @@ def index_key(namespace: str) -> str:
     return f"{{{namespace}}}:index"
 
 
+def speaker_key(namespace: str) -> str:
+    """Which of several monitors tells people."""
+    return f"{{{namespace}}}:monitor"
+
+
 def inbox_channel(namespace: str, database: int, name: str) -> str:
     """Pub/sub ignores the database number, so the channel carries it."""
     return f"{namespace}:inbox:{database}:{name}"

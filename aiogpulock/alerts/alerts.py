@@ -38,10 +38,13 @@ class Alerts:
             notices = self._ledger.event(alert)
         self._post(notices)
 
-    def conditions(self, active: Iterable[Alert]) -> None:
-        """All that is the case now; what was the case at the last call and is not any more is resolved."""
+    def conditions(self, active: Iterable[Alert], *, speak: bool = True) -> None:
+        """All that is the case now; what was the case at the last call and is not any more is resolved.
+
+        Without `speak` it is only remembered: somebody else tells.
+        """
         with self._lock:
-            notices = self._ledger.conditions(active)
+            notices = self._ledger.conditions(active, speak=speak)
         self._post(notices)
 
     def reconfigure(self, settings: AlertSettings) -> None:

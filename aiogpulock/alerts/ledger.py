@@ -40,19 +40,21 @@ class Ledger:
         self._events[key] = now
         return self._notices(alert, "raised")
 
-    def conditions(self, active: Iterable[Alert]) -> list[Notice]:
-        """All that is the case now: what is new, what lasts, and what has ended since the last call."""
+    def conditions(self, active: Iterable[Alert], *, speak: bool = True) -> list[Notice]:
+        """All that is the case now: what is new, what lasts, and what has ended since the last call.
+
+        Without `speak` somebody else has told all this, and nothing is to be told.
+        """
         now, current = self._now(), {_key(alert): alert for alert in active}
         notices: list[Notice] = []
-        for key, (_, alert, known) in list(self._open.items()):
-            if key not in current:
-                del self._open[key]
-                notices += self._notices(alert, "resolved") if known else []
+        for key in self._open.keys() - current.keys():
+            _, alert, known = self._open.pop(key)
+            notices += self._notices(alert, "resolved") if known and speak else []
         for key, alert in current.items():
             told = self._open.get(key)
             if told is None or now - told[0] >= max(self.repeat_after, 1.0):
-                fresh = self._notices(alert, "raised" if told is None else "repeated")
-                known = bool(fresh) or (told is not None and told[2])
+                fresh = self._notices(alert, "raised" if told is None else "repeated") if speak else []
+                known = bool(fresh) or not speak or (told is not None and told[2])
                 self._open[key] = now, alert, known
                 notices += fresh
         return notices

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from aiogpulock.config import AlertSettings, MonitorSettings
 from aiogpulock.models import Alert, AlertLevel, LockSnapshot
 from aiogpulock.monitor.plan import Repair, level
-from aiogpulock.monitor.round import Round
+from aiogpulock.monitor.round import FailedRepair, Round
 from aiogpulock.rates import ExceptionRates
 
 HIGH_EMERGENCY_RELEASE_RATE = 0.05
@@ -16,9 +16,14 @@ HIGH_TIMEOUT_RATE = 0.1
 
 def events(seen: Round, settings: MonitorSettings) -> Iterator[Alert]:
     """What happened: each is told once, and again after `repeat_after` only if it happens again."""
-    yield from seen.told
     for repair in seen.repaired:
         yield _repaired(repair)
+    if not seen.speaks:
+        return
+    yield from seen.told
+    for failure in seen.failed:
+        if failure.given_up:
+            yield _given_up(failure)
     for lock in seen.locks:
         yield from _held_long(lock, settings)
 
@@ -33,11 +38,6 @@ def conditions(seen: Round, monitor: MonitorSettings, alerts: AlertSettings) -> 
         yield from _silent(lock, monitor.heartbeat.timeout)
         if lock.quarantine:
             yield Alert("gpu_quarantined", "warning", lock.key, f"{lock.key}: {lock.quarantine}")
-    for failure in seen.failed:
-        if failure.given_up:
-            repair = failure.repair
-            text = f"{repair.key} cannot be repaired ({repair.detail}), {failure.failures} attempts: {failure.error}"
-            yield Alert("zombie_cleanup_failed", "critical", repair.key, text, repair.value or "", repair.holder or "")
     for text in seen.unreadable:
         yield Alert("lock_unreadable", "warning", "", text, text)
     if seen.audit_error:
@@ -50,6 +50,12 @@ def conditions(seen: Round, monitor: MonitorSettings, alerts: AlertSettings) -> 
 def _repaired(repair: Repair) -> Alert:
     text = f"{repair.key}: {repair.action}, {repair.detail}"
     return Alert("zombie_lock_cleaned", "warning", repair.key, text, repair.value or "", repair.holder or "")
+
+
+def _given_up(failure: FailedRepair) -> Alert:
+    repair = failure.repair
+    text = f"{repair.key} cannot be repaired ({repair.detail}), {failure.failures} attempts: {failure.error}"
+    return Alert("zombie_cleanup_failed", "critical", repair.key, text, repair.value or "", repair.holder or "")
 
 
 def _held_long(lock: LockSnapshot, settings: MonitorSettings) -> Iterator[Alert]:

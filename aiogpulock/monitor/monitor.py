@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -26,11 +27,14 @@ from aiogpulock.monitor.idle import IdleWatch
 from aiogpulock.monitor.plan import Repair, plan
 from aiogpulock.monitor.repairs import Outcome, Repairer, Retries
 from aiogpulock.monitor.round import FailedRepair, Round
+from aiogpulock.monitor.speaker import Speaker
 from aiogpulock.rates import RateWindow, Totals
 from aiogpulock.zombies import find_zombies
 
 logger = logging.getLogger(__name__)
 
+HANGS = 1.0
+"""Seconds that no refusal takes."""
 SCAN_PAGES = 10
 """Per round, of `census.PAGE` keys each."""
 
@@ -41,7 +45,7 @@ class GpuLockMonitor:
     It frees what is dead: a holder that has not beaten for its whole lease or whose process has ended on this host,
     leftovers, dead waiters, and a foreign value that never expires once it has stood for ``hard_timeout``. A live
     heartbeat protects a job of any length, unless ``hard_timeout_action`` is ``release``. ``auto_recovery: false``
-    only reports. Several monitors may run at once: the scripts let one of them succeed.
+    only reports. Several monitors may run at once: the scripts let one of them succeed, and one of them tells people.
 
     `manager`: whose server to watch; by default one of its own, made with `redis_url` and `config` as `GpuLockManager`
     does. `alerts` gets what people should know, of all processes; by default one with the settings of
@@ -76,6 +80,7 @@ class GpuLockMonitor:
         self._repairer = Repairer(self.manager, self._audit)
         self._retries = Retries()
         self._rates = RateWindow(self.manager.settings.gpu_lock_alerts.window)
+        self._speaker = Speaker(self.manager.namespace)
         self._elsewhere = Elsewhere()
         self._idle = IdleWatch(shared())
         self._began = time.time()
@@ -106,10 +111,16 @@ class GpuLockMonitor:
             await asyncio.wait([task])
             if not task.cancelled() and (failure := task.exception()) is not None:
                 raise failure
+        await self._resign()
         if self._owns_alerts:
             await self._alerts.close()
         if self._owns_manager:
             await self.manager.close()
+
+    async def _resign(self) -> None:
+        if not self.manager.unusable:
+            with suppress(ManagerClosedError):  # it was never started
+                await self._speaker.resign(self.manager.parts.overview.client)
 
     async def run(self) -> None:
         """Go round until cancelled, then close. Raises `ManagerClosedError` when its manager is closed."""
@@ -174,6 +185,7 @@ class GpuLockMonitor:
         told = await self._elsewhere.alerts(parts.overview.client, self.manager.namespace, locks, self._began)
         return Round(
             at=time.time(),
+            speaks=await self._speaker.speaks(parts.overview.client, self._settings.monitor_interval),
             locks=tuple(locks),
             unreadable=tuple(str(error) for error in found if isinstance(error, ProtocolError)),
             zombies=tuple(zombie for lock in locks for zombie in find_zombies(lock)),
@@ -199,6 +211,7 @@ class GpuLockMonitor:
         for repair in repairs:
             if not self._retries.is_due(repair, cleanup):
                 continue
+            tried = clock.now()
             try:
                 if await self.act(repair) == "done":
                     done.append(repair)
@@ -207,6 +220,8 @@ class GpuLockMonitor:
                 failures = self._retries.failed(repair)
                 logger.error("%s could not be repaired (%s): %s", repair.key, repair.detail, error)
                 failed.append(FailedRepair(repair, str(error), failures, failures > cleanup.max_retry))
+                if clock.now() - tried > HANGS:
+                    raise  # a server that hangs would hang for each of them
         return done, failed
 
     def _tell(self, seen: Round) -> None:
@@ -220,4 +235,5 @@ class GpuLockMonitor:
     def _alert(self, seen: Round) -> None:
         for alert in events(seen, self._settings):
             self._alerts(alert)
-        self._alerts.conditions(conditions(seen, self._settings, self._alerts.settings))
+        active = conditions(seen, self._settings, self._alerts.settings)
+        self._alerts.conditions(active, speak=seen.speaks)

@@ -27,6 +27,8 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     """Epoch seconds, this host's clock."""
     error: str = ""
     """Why Redis could not be looked at; everything else is empty then."""
+    speaks: bool = True
+    """Of several monitors, this one tells people."""
     locks: tuple[LockSnapshot, ...] = ()
     unreadable: tuple[str, ...] = ()
     """Locks that are in a state that no program of ours leaves, each with the reason."""

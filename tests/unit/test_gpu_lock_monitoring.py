@@ -18,6 +18,8 @@ import pytest
 import redis
 
 from aiogpulock import ConfigError, GpuLockManager, GpuLockMonitor, LeaseLostError
+from aiogpulock.alerts import Alerts
+from aiogpulock.config import AlertSettings
 from aiogpulock.liveness import start_time, this_process
 from aiogpulock.models import ProcessInfo
 from aiogpulock.monitor import Round
@@ -533,3 +535,40 @@ async def test_alerts_of_other_processes_are_told_once_and_old_ones_never(
     assert told[0].message == "it happened (told by gpu-box:7)"
     assert (told[0].holder, told[0].task_name, told[1].record) == ("h1", "asr", None)
     assert (await monitor.round()).told == ()
+
+
+async def test_of_several_monitors_one_speaks_and_another_takes_over(
+    redis_url: str, redis_cleanup: redis.Redis
+) -> None:
+    heard: list[str] = []
+
+    def monitor(name: str) -> GpuLockMonitor:
+        told: list[Round] = []
+        settings = AlertSettings(repeat_after=0)
+        alerts = Alerts(settings, log=lambda alert: heard.append(f"{name}: {alert.message.split(':')[0]}"))
+        return GpuLockMonitor(
+            redis_url=redis_url, alerts=alerts, auto_recovery=False, monitor_interval=0.2, on_round=told.append
+        )
+
+    redis_cleanup.set("gpu_lock:7", "locked_by_x")
+    first, second = monitor("first"), monitor("second")
+    for _ in range(2):
+        await asyncio.gather(first.round(), second.round())
+        await second.round()
+        await first.round()
+    assert len(heard) == 1
+    spoke, silent = (first, second) if heard == ["first: gpu_lock:7"] else (second, first)
+
+    await spoke.close()  # it resigns; one that dies is replaced after three rounds
+    redis_cleanup.delete("gpu_lock:7")
+    assert (await silent.round()).speaks
+    assert heard[1].endswith(": resolved")
+    redis_cleanup.set("{gpu_lock}:monitor", "somebody who died", px=300)
+
+    async def speaks() -> bool:
+        return (await silent.round()).speaks
+
+    assert not await speaks()
+    await eventually(speaks, description="the other one to take over")
+    await silent.close()
+    assert not redis_cleanup.exists("{gpu_lock}:monitor")
