@@ -31,8 +31,8 @@ def run(stage: Stage) -> Result:
                 "Python's share: against the two shipped scripts, sent raw through the same client",
                 ours / raw, 1.20, "x",
                 f"Of {(ours - raw) * 1e6:.0f} µs, no step takes more than 6: the request and its id, the waiter and "
-                "its room, two more deadlines, hold, lease and finalizer, heartbeat and guard, isolated leaving: each is "
-                "a promise; what was computed twice is gone",
+                "its room, two more deadlines, hold, lease and finalizer, heartbeat and guard, isolated leaving: each "
+                "is a promise; what was computed twice is gone",
             ),
             at_most(
                 "against two trivial EVALSHA",
