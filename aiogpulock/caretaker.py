@@ -14,10 +14,9 @@ from typing import Any
 
 from aiogpulock import clock
 from aiogpulock.config import GpuMemorySettings
-from aiogpulock.errands import Errands
 from aiogpulock.errors import GpuLockError, MemoryNotFreedError
 from aiogpulock.foreign import family, named
-from aiogpulock.gpu.footprint import Before, footprint
+from aiogpulock.gpu.footprint import Before, Footprint, footprint, known_footprint
 from aiogpulock.gpu.memory import MemoryReport
 from aiogpulock.gpu.obstacles import Demands, obstacles
 from aiogpulock.gpu.quarantine import quarantine_for
@@ -48,18 +47,25 @@ def complaint(hold: Hold) -> MemoryNotFreedError | None:
     )
 
 
+def _visible(gpu: Gpu, settings: GpuMemorySettings) -> str | None:
+    """The UUID of a device that NVML may be asked about."""
+    return None if gpu.remote or settings.nvml == "off" else gpu.uuid
+
+
 class Caretaker:
     """The memory of all holds of one manager. `companions`: pids that work under its leases beside this process."""
 
     def __init__(
-        self, nvml: Reader, scripts: Scripts, errands: Errands, incidents: Incidents, companions: Sequence[int] = ()
+        self, nvml: Reader, urgent: Scripts, verdicts: Verdicts, incidents: Incidents, companions: Sequence[int] = ()
     ) -> None:
         self.nvml = nvml
-        self._scripts = scripts
+        self._urgent = urgent
         self._incidents = incidents
         self._companions = companions
-        self._verdicts = Verdicts(nvml, scripts, errands)
+        self._verdicts = verdicts
         self._cares: dict[str, Care] = {}
+        self._unseen: dict[str, Footprint] = {}
+        """Holds under ``off`` of a process that has others under another policy."""
         self._looks: set[asyncio.Task[None]] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         """Looks for others to come, by hold."""
@@ -79,27 +85,34 @@ class Caretaker:
 
         The memory of the whole device is read in some us, the process list takes some ms.
         """
-        if settings.policy != "report" or gpu.uuid is None or gpu.remote or self.pids() is not None:
+        uuid = _visible(gpu, settings)
+        if settings.policy != "report" or uuid is None or self.pids() is not None:
             return None
-        return self._look(gpu.uuid, settings) if self._verdicts.unjudged(gpu.uuid) is None else None
+        return self._look(uuid, settings) if self._verdicts.unjudged(uuid) is None else None
 
     def begin(self, hold: Hold, settings: GpuMemorySettings, before: Before | None) -> None:
         """The hold begins now; `before` is what `expect` answered."""
-        gpu, hold.memory = hold.gpu, settings
-        if settings.policy == "off":
-            return
-        if gpu.uuid is None or gpu.remote:
-            reason = "remote: the GPU of another host" if gpu.remote else "no NVML here, or the id names no device"
-            hold.memory_report = unverifiable(gpu.id, reason)
-            return
-        prints = footprint(gpu.uuid)
+        hold.memory = settings
+        uuid = _visible(hold.gpu, settings)
+        if uuid is not None and settings.policy != "off":
+            self._care_for(hold, uuid, settings, before)
+        elif settings.policy != "off":
+            reason = "remote: the GPU of another host" if hold.gpu.remote else "no NVML here, or the id names no device"
+            hold.memory_report = unverifiable(hold.gpu.id, reason)
+        elif uuid is not None and (prints := known_footprint(uuid)) is not None:
+            self._verdicts.skip(uuid)  # nobody looks at this hold, and it must not be taken for the one before
+            prints.enter()
+            self._unseen[hold.id] = prints
+
+    def _care_for(self, hold: Hold, uuid: str, settings: GpuMemorySettings, before: Before | None) -> None:
+        prints = footprint(uuid)
         prints.enter()
-        owed = self._verdicts.unjudged(gpu.uuid)
-        self._verdicts.skip(gpu.uuid)
+        owed = self._verdicts.unjudged(uuid)
+        self._verdicts.skip(uuid)
         if owed is not None and (owed.baseline is not None or not owed.looked.is_set()):
             before = owed
         elif before is None or clock.now() > before.asked_at + STALE:
-            before = self._look(gpu.uuid, settings)
+            before = self._look(uuid, settings)
         before.held_at = min(before.held_at, hold.acquired_at)
         self._cares[hold.id] = care = Care(hold, settings, before, prints)
         if settings.on_busy == "warn":
@@ -171,7 +184,7 @@ class Caretaker:
         """A lost answer harms nobody: others then see a holder as before."""
         sent_at = clock.now()
         try:
-            beat = await self._scripts.drain(hold.keys, hold.id, hold.token, hold.terms.lease)
+            beat = await self._urgent.drain(hold.keys, hold.id, hold.token, hold.terms.lease)
         except GpuLockError as error:
             logger.debug("could not tell that %s is draining: %s", hold.keys.lock, error)
             return
@@ -188,7 +201,9 @@ class Caretaker:
 
     def end(self, hold: Hold, *, in_order: bool) -> None:
         """The hold is over. `in_order`: by its release, and not by a loss."""
-        care = self._cares.pop(hold.id, None)
+        care, unseen = self._cares.pop(hold.id, None), self._unseen.pop(hold.id, None)
+        if unseen is not None:
+            unseen.leave()
         if care is None:
             return
         care.prints.leave()

@@ -25,6 +25,7 @@ from aiogpulock.redis_client import RedisClient
 from aiogpulock.scripts import Scripts
 from aiogpulock.server_check import restart_grace_left
 from aiogpulock.server_link import ServerLink
+from aiogpulock.verdicts import Verdicts
 from aiogpulock.waiting import WaitingRoom
 from aiogpulock.wakeups import Inbox
 
@@ -77,7 +78,8 @@ class Parts:
             connect_timeout=manager.connect_timeout,
             connected=lambda: self.inbox.healthy,
         )
-        self.caretaker = Caretaker(shared(), self.urgent, self.errands, manager.incidents, manager.companions)
+        verdicts = Verdicts(shared(), self.scripts, self.errands)  # behind the hand-off: no release waits for them
+        self.caretaker = Caretaker(shared(), self.urgent, verdicts, manager.incidents, manager.companions)
         self._manager = manager
         self._urgent_client = urgent
         self._guard: Guard | None = None

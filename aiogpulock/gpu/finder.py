@@ -53,6 +53,7 @@ class Finder:
         self._connect_timeout = connect_timeout
         self._connected = connected
         self._found: dict[Wanted, tuple[float, Gpu]] = {}
+        self._listing = asyncio.Lock()
         self._listed: tuple[float, Sequence[GpuDevice] | None] = (0.0, None)
 
     async def find(self, gpu_id: str, mode: Mode, nvml: UseNvml, patience: float) -> Gpu:
@@ -89,10 +90,11 @@ class Finder:
         """What NVML lists; None: nothing, it is not there, or is not to be asked."""
         if wanted.nvml == "off" or (wanted.nvml == "auto" and not means_a_device(wanted.gpu_id)):
             return None
-        until, devices = self._listed
-        if clock.now() >= until or (devices is None and wanted.nvml == "required"):
-            devices = await self._list(wanted.nvml)
-        return devices
+        async with self._listing:  # whoever comes meanwhile is served by one call
+            until, devices = self._listed
+            if clock.now() >= until or (devices is None and wanted.nvml == "required"):
+                devices = await self._list(wanted.nvml)
+            return devices
 
     async def _list(self, use: UseNvml) -> Sequence[GpuDevice] | None:
         try:

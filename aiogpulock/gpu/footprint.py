@@ -107,6 +107,11 @@ _footprints: dict[str, Footprint] = {}
 _pid = os.getpid()
 
 
+def known_footprint(uuid: str) -> Footprint | None:
+    """This process on that device, if it was ever looked at."""
+    return _footprints.get(uuid) if _pid == os.getpid() else None
+
+
 def footprint(uuid: str) -> Footprint:
     """This process on that device; a forked child begins anew."""
     global _pid, _mutex

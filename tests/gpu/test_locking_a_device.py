@@ -74,6 +74,15 @@ async def test_a_known_device_costs_no_call_and_no_command(gpu_manager: GpuLockM
     assert [command[0] for command in seen] == ["EVALSHA"]
 
 
+async def test_many_first_acquisitions_list_the_devices_once(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    async def one() -> None:
+        async with gpu_manager.lock(0):
+            pass
+
+    await asyncio.gather(*(one() for _ in range(50)))
+    assert sim.call("count").count == 1
+
+
 @pytest.mark.parametrize(
     ("gpu_id", "message"),
     [

@@ -128,6 +128,28 @@ async def test_under_off_no_driver_is_asked_about_memory(gpu_manager: GpuLockMan
     assert sim.call("memory_v2").count == 0
 
 
+async def test_a_hold_under_off_is_not_taken_for_the_one_before(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    async with gpu_manager.lock(0) as clean:
+        await asyncio.sleep(0.02)
+    async with gpu_manager.lock(0, gpu_memory={"policy": "off"}):
+        sim.use(0, 9 * GiB)
+        await asyncio.sleep(0.05)
+    sim.use(0, 0)
+    assert clean.memory_report is not None
+    assert clean.memory_report.status == "skipped"
+    async with gpu_manager.lock(0) as after:
+        await asyncio.sleep(0.02)
+    assert (await report_of(after)).status == "freed"
+
+
+async def test_where_nvml_is_off_a_uuid_is_not_looked_at_either(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    for policy in ("report", "hold"):
+        async with gpu_manager.lock(uuid(0), gpu_memory={"nvml": "off", "policy": policy}) as lease:
+            pass
+        assert (await report_of(lease)).status == "unverifiable"
+    assert sim.call("memory_v2").count == 0
+
+
 async def test_the_gpu_of_another_host_is_unverifiable(gpu_manager: GpuLockManager) -> None:
     async with gpu_manager.lock(uuid(77)) as lease:
         pass
