@@ -44,7 +44,7 @@ class Terminal:
     def until(self, pattern: str, timeout: float = PATIENCE) -> str:
         """Read on until the pattern shows up after what was read before; answers what was read, without escapes."""
         deadline, read = time.monotonic() + timeout, ""
-        while not re.search(pattern, _ESCAPE.sub("", read)):
+        while not re.search(pattern, _ESCAPE.sub("", read), re.DOTALL):
             if not select.select([self._master], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 raise AssertionError(f"the terminal never showed {pattern!r}; it showed {read!r}")
             part = os.read(self._master, 4096).decode("utf-8", "replace")

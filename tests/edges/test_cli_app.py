@@ -32,6 +32,7 @@ except SystemExit as end:
     assert done.returncode == 0
     assert done.stdout.startswith("Usage: aiogpulock")
     assert done.stderr == ""
+    assert "..." not in done.stdout.partition("Commands:")[2]  # nothing is cut
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 

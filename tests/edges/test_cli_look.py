@@ -133,6 +133,18 @@ def test_release_ends_the_holder_that_it_saw(shell: Shell, redis_cleanup: redis.
     ended(successor)
 
 
+def test_colours_are_for_terminals_that_want_them(shell: Shell, redis_cleanup: redis.Redis) -> None:
+    assert shell.run("run", "--", "true").returncode == 0
+    with Terminal(shell.env) as terminal:
+        terminal.type("aiogpulock status; echo en''d\n")
+        terminal.until(r"WAITING.*end")
+        assert re.search(r"\x1b\[\d*m", terminal.raw)
+        coloured = len(terminal.raw)
+        terminal.type("NO_COLOR=1 aiogpulock status; echo en''d\n")
+        terminal.until(r"WAITING.*end")
+        assert not re.search(r"\x1b\[3\d", terminal.raw[coloured:])
+
+
 def test_a_pipe_that_ends_is_no_error(shell: Shell, redis_cleanup: redis.Redis) -> None:
     assert shell.run("run", "--", "true").returncode == 0
     with Terminal(shell.env) as terminal:

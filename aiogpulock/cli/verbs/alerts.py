@@ -12,7 +12,7 @@ FAILED = 1
 """At least one URL did not take the notice."""
 
 
-@click.group()
+@click.group(short_help="Test whether alerts arrive.")
 def command() -> None:
     """Alerts: where they go is gpu_lock_alerts.urls, Apprise URLs (extra [alerts])."""
 

@@ -35,9 +35,9 @@ def show(as_json: bool, target: Target) -> None:
 @command.command()
 @click.argument("file", required=False)
 def check(file: str | None) -> None:
-    """Check a file (by default the one that would be read), and the AIOGPULOCK_… variables.
+    """Check a file and the AIOGPULOCK_… variables.
 
-    Exit status 0: all is well; 78: the error says which key, which value and what was expected.
+    Without FILE, the one that would be read. Exit status 0: all is well; 78: the error says which key, which value and what was expected.
     """
     from aiogpulock.config import SettingsSource
 

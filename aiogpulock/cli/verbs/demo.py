@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 
-@click.command()
+@click.command(short_help="Watch processes take turns, and one of them die.")
 @click.option(
     "--workers",
     type=click.IntRange(2, 32),

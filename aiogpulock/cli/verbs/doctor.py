@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from aiogpulock.cli.examination import Diagnosis
 
 
-@click.command()
+@click.command(short_help="Check everything here, and say what to do.")
 @json_option
 @target_options
 def command(as_json: bool, target: Target) -> None:

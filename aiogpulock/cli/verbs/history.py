@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from aiogpulock.models import HistoryEvent
 
 
-@click.command()
+@click.command(short_help="Show who had a GPU, and how that ended.")
 @click.argument("gpu", default="0")
 @click.option("-n", "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, metavar="N")
 @json_option

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from aiogpulock.monitor import Round
 
 
-@click.command()
+@click.command(short_help="Free what is dead, and tell.")
 @click.option("--once", is_flag=True, help="One round, for cron.")
 @click.option("--dry-run", is_flag=True, help="Only tell what is dead; as auto_recovery: false.")
 @target_options

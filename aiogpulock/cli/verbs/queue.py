@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from aiogpulock.models import LockSnapshot
 
 
-@click.command()
+@click.command(short_help="Show who waits for a GPU, and for how long still.")
 @click.argument("gpu", default="0")
 @json_option
 @target_options

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from aiogpulock.manager import GpuLockManager
 
 
-@click.command()
+@click.command(short_help="Take a GPU away from its holder.")
 @click.argument("gpu")
 @click.option("-f", "--force", is_flag=True, help="Do not ask. Needed where there is no terminal.")
 @click.option("--holder", metavar="ID", help="Only this holder (holder_id in status --json).")

@@ -16,7 +16,10 @@ from aiogpulock.cli.options import Target, target_options
 _INTERPRETER = re.compile(r"(python|pypy|bash|sh|dash|zsh|perl|ruby|node)[0-9.]*")
 
 
-@click.command(context_settings={"allow_interspersed_args": False})
+@click.command(
+    short_help="Run a command while holding a GPU: flock(1) for GPUs.",
+    context_settings={"allow_interspersed_args": False},
+)
 @click.option("--gpu", metavar="ID", default="0", show_default=True, help="An index, cuda:N, a UUID, or any name.")
 @click.option("-w", "--timeout", type=click.FloatRange(min=0), metavar="S", help="Wait for at most S seconds.")
 @click.option("-n", "--nonblock", is_flag=True, help="Do not wait: the same as --timeout 0.")

@@ -12,7 +12,7 @@ LOOK_EVERY = 0.5
 """Seconds. Waiters of a script that then starts something else: half a second is nothing to them."""
 
 
-@click.command()
+@click.command(short_help="Wait until nobody holds a GPU.")
 @click.argument("gpu", default="0")
 @click.option("-w", "--timeout", type=click.FloatRange(min=0), metavar="S", help="For at most S seconds; then 75.")
 @target_options
