@@ -11,7 +11,17 @@ from benchmarks.arena import Arena
 from benchmarks.peers import Peer
 from benchmarks.results import Result
 
-NAMES = ("uncontended", "handoff", "waiters", "many_locks", "recovery", "memory", "footprint", "inference")
+NAMES = (
+    "uncontended",
+    "handoff",
+    "waiters",
+    "many_locks",
+    "recovery",
+    "memory",
+    "footprint",
+    "inference",
+    "monitoring",
+)
 
 
 @dataclass(frozen=True)
