@@ -37,7 +37,8 @@ def show(as_json: bool, target: Target) -> None:
 def check(file: str | None) -> None:
     """Check a file and the AIOGPULOCK_… variables.
 
-    Without FILE, the one that would be read. Exit status 0: all is well; 78: the error says which key, which value and what was expected.
+    Without FILE, the one that would be read. Exit status 0: all is well; 78: the error says which key, which value and
+    what was expected.
     """
     from aiogpulock.config import SettingsSource
 
