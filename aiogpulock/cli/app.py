@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
@@ -64,6 +67,19 @@ class _Stderr(logging.Handler):
         complain(record.getMessage())
 
 
+def _repair_streams() -> None:
+    """A closed stream gets a file, so that no socket of ours gets its number; a command under `run` finds it closed.
+
+    A name that the locale cannot write is no reason to fail.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - for as long as the process lives
+        elif isinstance(stream, io.TextIOWrapper) and mode == "w":
+            stream.reconfigure(errors="replace")
+
+
 def _show_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
     if not wanted or ctx.resilient_parsing:
         return
@@ -91,4 +107,5 @@ def aiogpulock() -> None:
     Data goes to stdout, everything else to stderr. Exit statuses: 1 no, 2 usage, 69 no Redis, 75 busy, 76 lease lost,
     78 settings.
     """
+    _repair_streams()
     logging.getLogger("aiogpulock").addHandler(_Stderr(logging.WARNING))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import sys
 import termios
 import time
@@ -12,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 
 from rich.live import Live
 
+from aiogpulock.cli.exits import SIGNALLED
 from aiogpulock.cli.tables import make_console, show
 from aiogpulock.cli.top_view import Queue, Scene, picture
 from aiogpulock.errors import GpuLockError
@@ -33,7 +35,7 @@ async def print_once(manager: GpuLockManager) -> None:
 async def watch(manager: GpuLockManager, interval: float) -> None:
     """A picture every `interval` seconds, until the user has seen enough."""
     observer, console = _Observer(manager), make_console()
-    async with _quit_key() as quitting:
+    async with _quit_key() as quitting, _ended_by(quitting):
         with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="ellipsis") as live:
             while not quitting.is_set():
                 live.update(picture(await observer.look()), refresh=True)
@@ -108,6 +110,22 @@ async def _quit_key() -> AsyncIterator[asyncio.Event]:
             yield quitting
         finally:
             loop.remove_reader(keyboard)
+
+
+@contextlib.asynccontextmanager
+async def _ended_by(quitting: asyncio.Event) -> AsyncIterator[None]:
+    """SIGTERM and SIGHUP leave the terminal as it was; then the process ends with the usual status."""
+    loop, received = asyncio.get_running_loop(), list[int]()
+
+    def end(signum: int) -> None:
+        received.append(signum)
+        quitting.set()
+
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(signum, end, signum)
+    yield
+    if received:
+        sys.exit(SIGNALLED + received[0])
 
 
 @contextlib.contextmanager

@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import redis
 
 from aiogpulock.cli.app import VERBS
-from tests.edges.shell import ROOT, Shell
+from tests.edges.shell import COMMAND, ROOT, Shell
 
 HEAVY = ("redis", "rich", "asyncio", "yaml", "msgspec", "pynvml", "starlette", "apprise")
 
@@ -48,3 +49,20 @@ def test_bash_completes_a_verb_and_its_options(shell: Shell) -> None:
     assert shell.run(env=words).stdout == "plain,queue\n"
     words |= {"COMP_CWORD": "2", "COMP_WORDS": "aiogpulock run --nonb"}
     assert shell.run(env=words).stdout == "plain,--nonblock\n"
+
+
+def test_a_locale_that_cannot_write_a_name_is_no_failure(shell: Shell, redis_cleanup: redis.Redis) -> None:
+    env = {"PYTHONIOENCODING": "ascii"}
+    assert shell.run("run", "--name", "größe", "--", "true", env=env).returncode == 0
+    shown = shell.run("history", env=env)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "gr??e" in shown.stdout
+
+
+def test_closed_streams_are_no_failure(shell: Shell, redis_cleanup: redis.Redis) -> None:
+    closed = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *COMMAND, "run", "--", "sh", "-c", "exit 7"],
+        env=shell.env,
+        timeout=60,
+    )
+    assert closed.returncode == 7

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import redis
 
-from tests.edges.shell import Shell, driver_variables, ended, read_until
+from tests.edges.shell import COMMAND, Shell, driver_variables, ended, read_until
 from tests.edges.terminal import Terminal
 from tests.gpu.conftest import driver_folder as driver_folder
 from tests.gpu.conftest import sim as sim
@@ -50,3 +50,12 @@ def test_without_a_driver_it_says_so_once(shell: Shell, redis_cleanup: redis.Red
     assert done.returncode == 0
     assert re.search(r"^no GPU memory: ", done.stdout, re.MULTILINE)
     assert "MEMORY" not in done.stdout
+
+
+def test_a_signal_leaves_the_terminal_as_it_was(shell: Shell, redis_cleanup: redis.Redis) -> None:
+    with Terminal(shell.env) as terminal:
+        terminal.type("aiogpulock top; echo en''d=$?\n")
+        terminal.until("no GPU memory")
+        shell.marked(" ".join((*COMMAND, "top")))[0].terminate()
+        terminal.until("end=143")
+        assert terminal.raw.rindex("\x1b[?1049l") > terminal.raw.rindex("\x1b[?1049h")  # the other screen is left
