@@ -428,13 +428,13 @@ class GpuLockManager:
                 self.running_loop.call_soon_threadsafe(add)
 
     def on_message(self, message: Message) -> None:
-        keys = self._keys_of(message.lock)
         room = self.parts.rooms.get((message.lock, True))
-        if keys is None:
-            return
         match message:
             case Grant():
-                if not (room and room.granted(message)) and message.id not in self.holds:
+                if (room and room.granted(message)) or message.id in self.holds:
+                    return
+                keys = self._keys_of(message.lock)
+                if keys is not None:
                     self.withdraw_later(keys, self.script_terms(), message.id, "cancelled", self.inbox.channel)
             case Lost():
                 hold = self.holds.get(message.id)

@@ -41,7 +41,7 @@ def run(stage: Stage) -> Result:
     """
     push = floor("push_and_claim")
     courses, absent = _start(stage, [OURS, push, *stage.peers])
-    for batch in range(stage.pick(16, 2)):
+    for batch in range(stage.pick(12, 2)):
         stage.say(f"batch {batch + 1}")
         for peer, course in courses.items():
             _calm(stage, course)
@@ -99,7 +99,7 @@ def _greedy(course: Course) -> None:
 
 def _fitting(order: Order, course: Course) -> Order:
     slow = bool(course.seconds) and spread(course.seconds).p50 > SLOW
-    return order._replace(rounds=order.rounds // 8 if slow else order.rounds, seconds=10)
+    return order._replace(rounds=order.rounds // 8, seconds=2) if slow else order._replace(seconds=10)
 
 
 def _crossing(course: Course) -> float:

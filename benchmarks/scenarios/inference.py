@@ -23,7 +23,7 @@ def run(stage: Stage) -> Result:
     Each process serves batches of up to 16, which take 20 ms, under the lock. The baseline is one process that has no
     lock but asyncio's.
     """
-    seconds = stage.pick(8.0, 1.0)
+    seconds = stage.pick(6.0, 1.0)
     rows = [_serve(stage, floor("asyncio_lock"), seconds, processes=1)]
     rows += [_serve(stage, peer, seconds, PROCESSES) for peer in (OURS, *stage.peers)]
     whole = rows[0].values[0]
