@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import statistics
 import subprocess
 import sys
@@ -10,9 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from aiogpulock import GpuLockManager
 from aiogpulock.embedded import join
-from aiogpulock.monitor import GpuLockMonitor
 from benchmarks.arena import contest
 from benchmarks.contender import Order
 from benchmarks.peers import OURS, ROOT
@@ -21,12 +18,10 @@ from benchmarks.scenarios import Stage
 
 TITLE = "Footprint"
 
-MONITORED = 100
-
 
 def run(stage: Stage) -> Result:
-    """Import time beside what it imports; memory per waiter; the wheel; the embedded server; the monitor at work."""
-    rows = _imports(stage) + _memory(stage) + _wheel(stage) + _embedded(stage) + asyncio.run(_monitor(stage))
+    """Import time beside what it imports; memory per waiter; the wheel; the embedded server."""
+    rows = _imports(stage) + _memory(stage) + _wheel(stage) + _embedded(stage)
     tables = [
         Table(unit_title, [Column("value", unit)], [row for row, of in rows if of == unit])
         for unit, unit_title in (("s", "times"), ("B", "sizes"))
@@ -98,25 +93,4 @@ def _embedded(stage: Stage) -> Rows:
     return [
         (Row("embedded server: start, until it answers", [statistics.median(first)]), "s"),
         (Row("embedded server: join one that runs", [statistics.median(second)]), "s"),
-    ]
-
-
-async def _monitor(stage: Stage) -> Rows:
-    """The cost of one round, and of a round every 30 s, the default."""
-    stage.say(f"monitor of {MONITORED} locks")
-    redis = {"namespace": "monitored"}
-    async with GpuLockManager(stage.arena.server.url, max_wait_time=30, redis=redis) as manager:
-        leases = [await manager.lock(f"monitored-{number}").acquire() for number in range(MONITORED)]
-        monitor = GpuLockMonitor(manager)
-        await monitor.round()
-        rounds, cpu, before = stage.pick(20, 5), time.process_time(), stage.arena.usage()
-        for _ in range(rounds):
-            await monitor.round()
-        spent = (time.process_time() - cpu) / rounds
-        server = stage.arena.usage().since(before).cpu / rounds
-        for lease in leases:
-            await lease.release()
-    return [
-        (Row(f"monitor: CPU of one round over {MONITORED} held locks", [spent]), "s"),
-        (Row("the server's part", [server]), "s"),
     ]

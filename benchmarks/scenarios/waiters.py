@@ -28,6 +28,8 @@ class Figures(NamedTuple):
     """Of the server."""
     connections: int
     """In all, while everybody waits."""
+    trouble: str
+    """The first error that a waiter met."""
 
 
 def run(stage: Stage) -> Result:
@@ -90,13 +92,15 @@ def _serve(stage: Stage, peer: Peer, processes: int, waiters: int, seconds: floa
         arena.wait_until_quiet(most=min(2 + waiters / 500, max(0.5, (until - time.monotonic()) / 3)))
         before = arena.usage()
         holder.go_on()
-        holds = sorted(hold.left for contender in crew for hold in contender.answer(seconds + 30).holds)
+        answers = [contender.answer(seconds + 30) for contender in crew]
+        holds = sorted(hold.left for answer in answers for hold in answer.holds)
+        trouble = next((answer.errors[0] for answer in answers if answer.errors), "")
         (released,) = holder.answer().holds
         usage, served = arena.usage().since(before), max(1, len(holds))
         elapsed = (holds[-1] if holds else time.monotonic()) - released.leaving
         return Figures(
-            len(holds), waiters // processes * processes, elapsed / served,
-            usage.requests / served, usage.cpu / served, before.connections,
+            len(holds), waiters // processes * processes, elapsed / served, usage.requests / served,
+            usage.cpu / served, before.connections, trouble.partition(":")[0],
         )  # fmt: skip
 
 
@@ -109,7 +113,7 @@ def _table(processes: int, crowds: list[tuple[int, int]], found: dict[Peer, Foun
     rows = []
     for peer, figures in found.items():
         at_1000 = figures[processes, 1000]
-        rest = at_1000[3:] if isinstance(at_1000, Figures) else (None, None, None)
+        rest = at_1000[3:6] if isinstance(at_1000, Figures) else (None, None, None)
         rows.append(Row(peer.title, [*(_time(figures[processes, waiters]) for waiters in sizes), *rest]))
     note = "The last three columns are for 1,000 waiters; requests and CPU are per hand-off."
     return Table(f"time per hand-off, {processes} processes", columns, rows, note)
@@ -119,7 +123,8 @@ def _time(figures: Figures | str) -> float | str:
     if isinstance(figures, str):
         return figures
     if figures.served < figures.waiters:
-        return f"did not finish, {figures.served:,} of {figures.waiters:,}"
+        trouble = f" ({figures.trouble})" if figures.trouble else ""
+        return f"did not finish, {figures.served:,} of {figures.waiters:,}{trouble}"
     return figures.seconds
 
 
