@@ -63,10 +63,9 @@ def _held_long(lock: LockSnapshot, settings: MonitorSettings) -> Iterator[Alert]
     if reached is None:
         return
     silent = f", its last beat was {lock.silent_for:.0f} s ago" if lock.silent_for is not None else ""
-    text = f"{lock.key} is held by {lock.task_name} for {lock.age:.0f} s{silent}; {lock.waiters} wait"
-    yield Alert(
-        f"lock_{reached}", "warning", lock.key, f"{reached}: {text}", lock.holder_id or "", lock.task_name or ""
-    )
+    waiting = f"; waiting: {lock.waiters}" if lock.waiters else ""
+    text = f"{lock.key} has been held by {lock.task_name} for {lock.age:.0f} s{silent}{waiting}"
+    yield Alert(f"lock_{reached}", "warning", lock.key, text, lock.holder_id or "", lock.task_name or "")
 
 
 def _zombies(seen: Round) -> Iterator[Alert]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import cast, get_args
 
 import msgspec
 
+from aiogpulock.errors import AuthenticationError
 from aiogpulock.history import read_since
-from aiogpulock.keys import lock_keys
+from aiogpulock.keys import LockKeys, lock_keys
 from aiogpulock.models import Alert, AlertLevel, CriticalFailure, HistoryEvent, LockSnapshot
 from aiogpulock.redis_client import RedisClient
+
+logger = logging.getLogger(__name__)
 
 COUNTERS = ("alerts", "memory_not_freed")
 
@@ -23,23 +27,33 @@ class Elsewhere:
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[int, float]] = {}
+        self._refused = False
 
     async def alerts(
         self, client: RedisClient, namespace: str, locks: Iterable[LockSnapshot], began: float
     ) -> list[Alert]:
         """`began`: when the first look was, epoch seconds: a lock that is new since then is looked at from there on.
 
-        Raises `RedisUnavailableError`, `AuthenticationError`.
+        Raises `RedisUnavailableError`.
         """
         found: list[Alert] = []
         for lock in locks:
             count = sum(lock.stats.get(counter, 0) for counter in COUNTERS)
             known, since = self._seen.get(lock.key, (0, began))
             if count != known:
-                events = await read_since(client, lock_keys(lock.gpu_id, namespace), since)
+                events = await self._read(client, lock_keys(lock.gpu_id, namespace), since)
                 found += [alert for event in events if event.at < lock.at and (alert := _alert(lock, event))]
             self._seen[lock.key] = count, lock.at
         return found
+
+    async def _read(self, client: RedisClient, keys: LockKeys, since: float) -> list[HistoryEvent]:
+        try:
+            return await read_since(client, keys, since)
+        except AuthenticationError as error:
+            if not self._refused:
+                self._refused = True
+                logger.warning("alerts of other processes cannot be read: add +xrange to the user's ACL (%s)", error)
+            return []
 
 
 def _alert(lock: LockSnapshot, event: HistoryEvent) -> Alert | None:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from aiogpulock.errors import RedisUnavailableError
+from aiogpulock.metrics import CONTENT_TYPE, render_metrics
 from aiogpulock.models import LockSnapshot
 from aiogpulock.web.problems import Problem
 from aiogpulock.web.security import require_token
@@ -52,6 +53,7 @@ class Endpoints:
         return [
             Route("/livez", self.alive),
             Route("/readyz", self.ready),
+            Route("/metrics", self.metrics),
             Route("/gpu-lock/health", self.health),
             Route("/gpu-lock/exception-stats", self.exception_stats),
             Route("/gpu-lock/status", self.status),
@@ -76,6 +78,10 @@ class Endpoints:
     async def health(self, _: Request) -> Response:
         """Always 200 in bounded time: the report says what is wrong."""
         return json_response(await (await self._find_manager()).health_check())
+
+    async def metrics(self, _: Request) -> Response:
+        """For Prometheus; always 200 in bounded time, so that a scrape can tell that Redis is away."""
+        return Response(await render_metrics(await self._find_manager()), media_type=CONTENT_TYPE)
 
     async def exception_stats(self, _: Request) -> Response:
         """The four counters of all processes, and the rates of late."""

@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from aiogpulock import ConfigError, GpuLockManager, LockTimeoutError
+from aiogpulock.metrics import CONTENT_TYPE
 from aiogpulock.web import create_app
 from tests.servers import RealServer
 from tests.unit.support import held_elsewhere, waiters
@@ -69,6 +70,13 @@ async def test_a_value_set_by_hand_is_a_zombie_in_health_and_status(
     (lock,) = (await http.get("/gpu-lock/status")).json()["locks"]
     assert (lock["gpu_id"], lock["foreign"]) == ("7", True)
     redis_cleanup.delete("gpu_lock:7")
+
+
+async def test_metrics_are_prometheus_text(manager: GpuLockManager, http: httpx.AsyncClient) -> None:
+    async with held_elsewhere(manager):
+        answer = await http.get("/metrics")
+    assert answer.headers["content-type"] == CONTENT_TYPE
+    assert 'aiogpulock_held{gpu="0",uuid=""} 1.0' in answer.text
 
 
 async def test_exception_stats_count_over_all_processes(manager: GpuLockManager, http: httpx.AsyncClient) -> None:

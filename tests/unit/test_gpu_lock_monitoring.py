@@ -23,6 +23,7 @@ from aiogpulock.config import AlertSettings
 from aiogpulock.liveness import start_time, this_process
 from aiogpulock.models import ProcessInfo
 from aiogpulock.monitor import Round
+from tests.acl import LEAST_PRIVILEGES
 from tests.raw_scripts import RawLock
 from tests.servers import RealServer
 from tests.unit.support import FOREVER, eventually
@@ -572,3 +573,32 @@ async def test_of_several_monitors_one_speaks_and_another_takes_over(
     await eventually(speaks, description="the other one to take over")
     await silent.close()
     assert not redis_cleanup.exists("{gpu_lock}:monitor")
+
+
+async def test_a_user_with_the_least_privileges_may_watch_and_repair(
+    own_server: RealServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with own_server.client() as admin:
+        admin.execute_command("ACL", "SETUSER", "gpu", "on", ">pw-secret", *LEAST_PRIVILEGES.split())
+        lock = RawLock(admin)
+        admin.zadd("{gpu_lock}:index", {"0": 1, "1": 1})
+        manager = GpuLockManager(own_server.tcp_url.replace("//", "//gpu:pw-secret@"), restart_grace=0)
+        monitor = GpuLockMonitor(manager, timeout_levels=SHORT)
+        await monitor.round()
+        lock.call("note", "id", "loop_stalled", "warning", "asr", "h", "host:1", "it happened", "")
+        lock.hold("stale", lease=1)
+        admin.set("gpu_lock:1", "locked_by_x")
+        repaired: list[str] = []
+
+        async def both() -> bool:
+            seen = await monitor.round()
+            assert not seen.error
+            repaired.extend(repair.key for repair in seen.repaired)
+            return len(repaired) == 2
+
+        await eventually(both, description="both to be repaired")
+        await monitor.close()
+        await manager.close()
+    assert sorted(repaired) == ["gpu_lock:0", "gpu_lock:1"]
+    assert caplog.text.count("add +xrange") == 1
+    assert "pw-secret" not in caplog.text
