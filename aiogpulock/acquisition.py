@@ -191,8 +191,8 @@ class Acquisition:
         """Note the seat. Answers whether to ask again at once."""
         manager, keys = self._manager, self._wish.keys
         dead = self._room.seated(self._waiter, reply)
-        if reply.holder_phase == "granted":
-            self._room.found(reply.holder_id)
+        if reply.holder_process == manager.process:
+            self._found(reply)
         if not reply.inbox_has_receiver:
             manager.inbox.reconnect()
         if reply.foreign:
@@ -203,6 +203,14 @@ class Acquisition:
             await self._reap(reply)
             return True
         return reply.more
+
+    def _found(self, reply: Waiting) -> None:
+        """The holder is of this process. One that nobody here knows came back with old data, and would stay."""
+        manager, holder_id = self._manager, reply.holder_id
+        if holder_id in manager.holds or self._room.found(holder_id):
+            return
+        inbox = manager.inbox_name(event_driven=self._settings.use_event_driven)
+        manager.withdraw_later(self._wish.keys, self._terms.script, holder_id, "cancelled", inbox)
 
     async def _reap(self, reply: Waiting) -> None:
         """The holder's process is gone: end its hold. If Redis went with it, the next call sees to that."""

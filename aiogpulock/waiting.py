@@ -184,11 +184,12 @@ class WaitingRoom:
         waiter.wake()
         return True
 
-    def found(self, holder_id: str) -> None:
-        """A check of one waiter showed that another of this process holds a grant: its message was lost."""
+    def found(self, holder_id: str) -> bool:
+        """A check of one waiter showed who holds a grant. If it waits here, its message was lost: wake it."""
         waiter = self._waiters.get(holder_id)
         if waiter is not None:
             waiter.wake()
+        return waiter is not None
 
     def next_in_line(self, message: Watch) -> None:
         """The first waiter of this process is the next one: it watches the holder."""

@@ -179,6 +179,27 @@ def test_an_inbox_that_never_comes_back_leaves_polling(own_server: RealServer, l
         assert "polling instead of waiting for messages" in waiter.errors
 
 
+@pytest.mark.parametrize("ghost", ["waiter", "holder"])
+def test_a_request_of_ours_that_came_back_with_old_data_holds_nobody_up(
+    server: RealServer, crew: Crew, lock: RawLock, ghost: str
+) -> None:
+    """It ended long ago, but Redis restarted with an older copy of its data, and its process lives."""
+    worker = crew.start(server.url, poll_interval=0.2, max_poll_interval=0.2, use_event_driven=False)
+    token = lock.hold("by hand", inbox="nobody")
+    worker.tell("acquire", name="alive")
+    wait_until(lambda: lock.queue, description="a waiter in the queue")
+    inbox = lock.client.hget(lock.key("waiters"), lock.queue[0]).split(" ", 1)[0]
+    process = lock.inbox_of("alive").split(" ", 4)[4]
+    if ghost == "waiter":
+        lock.acquire("ghost", inbox=inbox, process=process, mode="poll", next_check=200, arrival=1)
+        lock.release("by hand", token)
+    else:
+        lock.client.hset(lock.key("holder"), mapping={"id": "ghost", "task": "x", "inbox": inbox, "process": process})
+        lock.client.set(lock.keys.lock, "locked_by_x:ghost", px=60_000)
+    worker.expect("held", name="alive", timeout=10)
+    assert lock.queue == []
+
+
 def test_a_seat_that_was_lost_is_taken_again_at_the_same_place(server: RealServer, crew: Crew, lock: RawLock) -> None:
     worker = crew.start(server.url, fallback_timeout=1)
     token = lock.hold("by hand", inbox="nobody")
