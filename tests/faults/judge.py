@@ -40,7 +40,7 @@ class Inside:
         self.until: float = message["until"]
         self.leave_at = leave_at
         self.overstayed = False
-        """Others were let in while it was here, past its own deadline."""
+        """Others were let in while it was here: that counts once."""
         self._reader = reader
 
     @property
@@ -73,13 +73,15 @@ class Judge:
         now = clock.now()
         new = Inside(message, reader, now + random.uniform(*HOLD))
         for other in self.inside.values():
-            if other.alive and other.until > now:
+            if other.overstayed or not other.alive:
+                continue
+            other.overstayed = True
+            if other.until > now:
                 self.violations.append(
                     f"overlap: {new.token} of pid {new.pid} entered while {other.token} of pid {other.pid} "
                     f"believed to hold for {other.until - now:.3f} s more"
                 )
-            elif other.alive and not other.overstayed:
-                other.overstayed = True
+            else:
                 self.overlaps += 1
         accepted = new.token > self.highest
         if accepted:

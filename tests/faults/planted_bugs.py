@@ -136,6 +136,11 @@ MUTANTS = (
         (Edit("liveness.py", "(process):\n            listener()", "(process):\n            pass"),),
     ),
     Mutant(
+        "a request of ours that came back with old data stays at the head",
+        "tests/integration/test_polling.py::test_a_request_of_ours_that_came_back_with_old_data_holds_nobody_up",
+        (Edit("acquisition.py", "        if reply.holder_process == manager.process:\n", "        if False:\n"),),
+    ),
+    Mutant(
         "the next in line is not told to watch the new holder",
         "kill-grantee",
         (Edit("lua/prelude.lua", "  if granted then\n    tell_next(unreachable)\n", "  if granted then\n"),),

@@ -284,7 +284,7 @@ def _reply(name: str, reply: list[Any]) -> tuple[Any, ...]:
             return ("held", to_rank(token))
         case ["waiting", position, arrival, _, recheck, value, holder, *_, more, _]:
             left = -1 if recheck < 0 else recheck // TICK_MS
-            return ("waiting", position, to_rank(arrival), left, more, "foreign" if value and not holder else "")
+            return ("waiting", position, to_rank(arrival), left, more, holder or (value and "foreign"))
         case [kind, *rest]:
             return (kind, *rest) if kind in ("done", "released", "withdrawn") else (kind,)
     return ("error",)

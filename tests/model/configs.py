@@ -88,6 +88,9 @@ CONFIGS = {
         Config("once", (*push(2), ClientSpec(2, may_wait=False)), Faults(crash=1, message=1, quit=1, stall=1)),
         Config("shared", (ClientSpec(0), ClientSpec(0), ClientSpec(1)), Faults(crash=1, message=1, quit=1, stall=1)),
         Config("old-data", push(3), Faults(old=1, stall=1)),
+        Config(
+            "old-polls", (ClientSpec(0, polls=True, turns=2), ClientSpec(0, polls=True)), Faults(old=1, quit=1, stall=1)
+        ),
         Config("restart", push(3), Faults(restart=1, cut=1, refuse=1)),
         Config("forced", push(3), Faults(force=1, reply=1, message=1, stall=1)),
         Config("draining", push(3, drains=True), Faults(crash=1, reply=1, message=1, stall=1)),
@@ -122,8 +125,8 @@ BEYOND = {
 
 SUITES = {
     "ci": (
-        "faults", "delays", "guard", "queue", "turns", "polls", "priority", "once", "shared", "old-data", "restart",
-        "forced", "watched", "older", "draining", "draining-data",
+        "faults", "delays", "guard", "queue", "turns", "polls", "priority", "once", "shared", "old-data", "old-polls",
+        "restart",        "forced", "watched", "older", "draining", "draining-data",
     ),
     "large": ("late", "twice", "delays-3", "four", "old-data-3", "slow-polls", "polls-data", "draining-3"),
 }  # fmt: skip

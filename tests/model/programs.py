@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.model.calls import Call, Note, Result
-from tests.model.normal import Rank
+from tests.model.calls import Call, Note, Result, owner
+from tests.model.normal import STALE, Rank
 from tests.model.worlds import (
     CALM,
     DEAD,
@@ -237,9 +237,10 @@ class Programs(Worlds):
                 if token <= world.top:
                     return world, f"{name(index)} starts with token {token:g}, not above {world.top:g} of a body before"
                 world = world._replace(top=token)
-            case ("waiting", position, arrival, recheck, more, foreign):
-                timer = 0 if more else self._next_check(client, position, recheck, foreign)
+            case ("waiting", position, arrival, recheck, more, holder):
+                timer = 0 if more else self._next_check(client, position, recheck, holder == "foreign")
                 client = Client(WAIT, client.turn, client.subscribed, timer, 0, arrival, 1)
+                world = self._with_ghost(world, index, holder)
             case ("busy",) | ("full",):
                 client = self._next_turn(index, client)
             case ("stale",):
@@ -252,7 +253,18 @@ class Programs(Worlds):
                 return world, f"{name(index)} waits, and was ended as {outcome}"
         return with_client(world, index, client), ""
 
-    def _next_check(self, client: Client, position: int, recheck: int, foreign: str) -> int:
+    def _with_ghost(self, world: World, index: int, holder: str) -> World:
+        """A holder of the same process that this does not know will be withdrawn, as by a message that names it."""
+        if holder in ("", "foreign"):
+            return world
+        other, turn = owner(holder)
+        client = world.clients[other]
+        known = client.turn == turn and client.phase in (WAIT, HELD, DRAINING, RELEASING, LEAVING)
+        if known or self.config.clients[other].manager != self.config.clients[index].manager:
+            return world
+        return world._replace(notes=tuple(sorted({*world.notes, Note(other, "grant", turn, STALE)})))
+
+    def _next_check(self, client: Client, position: int, recheck: int, foreign: bool) -> int:
         timer = self.config.fallback if client.subscribed else self.config.poll
         if recheck >= 0:
             timer = min(timer, max(1, recheck) + min(position - 1, 3) * self.config.claim_window)
