@@ -16,7 +16,7 @@ from aiogpulock.cli.exits import LOST, SIGNALLED
 from aiogpulock.cli.keeper import Kept
 from aiogpulock.cli.options import Target
 from aiogpulock.cli.process_tree import send, with_variable
-from aiogpulock.cli.waiting_line import show_waiting
+from aiogpulock.cli.waiting_line import waiting_line
 from aiogpulock.errors import LeaseLostError, LockTimeoutError, NestedLockError, QueueFullError
 from aiogpulock.lease import Lease
 from aiogpulock.manager import GpuLockManager
@@ -165,7 +165,7 @@ class _Runner:
                 **self._limit(),
             )
             await _refuse_nesting(manager, wishes.gpu)
-            async with show_waiting(manager, wishes.gpu):
+            with waiting_line(manager, wishes.gpu):
                 lease = await lock.acquire()
             reason = "cancelled"
             try:

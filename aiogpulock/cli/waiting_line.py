@@ -6,13 +6,13 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from aiogpulock.cli.app import CLEAR_LINE, Screen
 from aiogpulock.cli.lock_words import holder_words
-from aiogpulock.cli.words import duration, ordinal, plain
+from aiogpulock.cli.words import duration, fit, ordinal, plain
 from aiogpulock.errors import GpuLockError
 from aiogpulock.history import expected_wait, typical_hold
 from aiogpulock.liveness import this_process
@@ -47,9 +47,12 @@ class Place(NamedTuple):
         return " · ".join(parts)
 
 
-@asynccontextmanager
-async def show_waiting(manager: GpuLockManager, gpu: str) -> AsyncIterator[None]:
-    """Show the line while the body waits, on stderr, if that is a terminal."""
+@contextmanager
+def waiting_line(manager: GpuLockManager, gpu: str) -> Iterator[None]:
+    """Show the line while the body waits, on stderr, if that is a terminal.
+
+    Its end awaits nothing: a lease that the body got is not held up, nor lost to a cancellation.
+    """
     if not sys.stderr.isatty():
         yield
         return
@@ -58,24 +61,20 @@ async def show_waiting(manager: GpuLockManager, gpu: str) -> AsyncIterator[None]
         yield
     finally:
         showing.cancel()
-        with suppress(asyncio.CancelledError):
-            await showing
+        _write("")
 
 
 async def _show(manager: GpuLockManager, gpu: str) -> None:
     await asyncio.sleep(PATIENCE)
     place: Place | None = None
     next_look = 0.0
-    try:
-        while True:
-            if time.monotonic() >= next_look:
-                next_look = time.monotonic() + LOOK_EVERY
-                with suppress(GpuLockError):
-                    place = await _look(manager, gpu) or place
-            _write(place.line(gpu, time.monotonic()) if place else f"waiting for gpu {plain(gpu)}")
-            await asyncio.sleep(1)
-    finally:
-        _write("")
+    while True:
+        if time.monotonic() >= next_look:
+            next_look = time.monotonic() + LOOK_EVERY
+            with suppress(GpuLockError):
+                place = await _look(manager, gpu) or place
+        _write(place.line(gpu, time.monotonic()) if place else f"waiting for gpu {plain(gpu)}")
+        await asyncio.sleep(1)
 
 
 async def _look(manager: GpuLockManager, gpu: str) -> Place | None:
@@ -89,9 +88,10 @@ async def _look(manager: GpuLockManager, gpu: str) -> Place | None:
 
 
 def _write(line: str) -> None:
-    """Over the line before; it must not wrap."""
-    width = os.get_terminal_size(sys.stderr.fileno()).columns - 1
-    shown = line if len(line) <= width else f"{line[: width - 1]}…"
-    sys.stderr.write(f"{CLEAR_LINE}{shown}")
-    Screen.transient = bool(shown)
-    sys.stderr.flush()
+    """Over the line before; it must not wrap. A terminal that is gone is no reason to stop."""
+    with suppress(OSError):
+        shown = fit(line, os.get_terminal_size(sys.stderr.fileno()).columns - 1)
+        if shown or Screen.transient:
+            sys.stderr.write(f"{CLEAR_LINE}{shown}")
+            sys.stderr.flush()
+        Screen.transient = bool(shown)

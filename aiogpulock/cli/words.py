@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from itertools import accumulate
 
 _ENDINGS = {1: "st", 2: "nd", 3: "rd"}
 
@@ -13,6 +14,15 @@ def plain(text: str) -> str:
         "\N{REPLACEMENT CHARACTER}" if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") else char
         for char in text
     )
+
+
+def fit(text: str, columns: int) -> str:
+    """`text`, cut to what a terminal shows in so many columns; a Chinese character takes two."""
+    widths = [2 if unicodedata.east_asian_width(char) in "FW" else 1 for char in text]
+    if sum(widths) <= columns:
+        return text
+    ends = [place for place, taken in enumerate(accumulate(widths), start=1) if taken < columns]
+    return f"{text[: ends[-1] if ends else 0]}…"
 
 
 def ordinal(number: int) -> str:
@@ -30,15 +40,6 @@ def duration(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600}h{whole % 3600 // 60:02}m"
     return f"{whole // 86400}d{whole % 86400 // 3600:02}h"
-
-
-def size(amount: float) -> str:
-    """Bytes in the largest binary unit that keeps the number above 1."""
-    for unit in ("B", "KiB", "MiB"):
-        if amount < 1024:
-            return f"{amount:.0f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} GiB"
 
 
 def who(user: str | None, host: str | None, pid: int | None) -> str:
