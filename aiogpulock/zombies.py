@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -27,20 +26,33 @@ class Zombie(msgspec.Struct, frozen=True, kw_only=True):
     holder: str | None
     """Task name of the holder."""
     detail: str
+    waiters: tuple[str, ...] = ()
+    """dead_waiters: the ids of those whose program has ended on this host."""
 
 
 def find_zombies(lock: LockSnapshot) -> list[Zombie]:
     """What is dead in this lock: at most its holder, and the seats of its queue."""
-    found = (_dead_holder(lock), _dead_queue(lock))
+    gone = _gone_waiters(lock)
+    found = (_dead_holder(lock), _dead_queue(lock, len(gone)))
     return [
-        Zombie(key=lock.key, value=lock.value, ttl=_ttl(lock), kind=kind, holder=lock.task_name, detail=detail)
+        Zombie(
+            key=lock.key,
+            value=lock.value,
+            ttl=_ttl(lock),
+            kind=kind,
+            holder=lock.task_name,
+            detail=detail,
+            waiters=gone if kind == "dead_waiters" else (),
+        )
         for kind, detail in filter(None, found)
     ]
 
 
-def gone_waiters(lock: LockSnapshot) -> Iterator[str]:
-    """The ids of queued requests whose program has ended on this host."""
-    return (waiter.waiter_id for waiter in lock.queue if waiter.process and certainly_dead(waiter.process))
+def _gone_waiters(lock: LockSnapshot) -> tuple[str, ...]:
+    """The kernel is asked once per process: many waiters may be of one."""
+    processes = {waiter.process for waiter in lock.queue if waiter.process}
+    dead = {process for process in processes if certainly_dead(process)}
+    return tuple(waiter.waiter_id for waiter in lock.queue if waiter.process in dead)
 
 
 def _dead_holder(lock: LockSnapshot) -> tuple[ZombieKind, str] | None:
@@ -62,8 +74,8 @@ def _dead_holder(lock: LockSnapshot) -> tuple[ZombieKind, str] | None:
     return "heartbeat_stale", f"no beat in time: the lease ended {-lock.deadline_in:.1f} s ago"
 
 
-def _dead_queue(lock: LockSnapshot) -> tuple[ZombieKind, str] | None:
-    dead = lock.dead_waiters + sum(1 for _ in gone_waiters(lock))
+def _dead_queue(lock: LockSnapshot, gone: int) -> tuple[ZombieKind, str] | None:
+    dead = lock.dead_waiters + gone
     return ("dead_waiters", f"{dead} of {lock.waiters} waiters are gone") if dead else None
 
 

@@ -6,8 +6,9 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from types import TracebackType
 from typing import Self
 
@@ -29,7 +30,7 @@ from aiogpulock.monitor.repairs import Outcome, Repairer, Retries
 from aiogpulock.monitor.round import FailedRepair, Round
 from aiogpulock.monitor.speaker import Speaker
 from aiogpulock.rates import RateWindow, Totals
-from aiogpulock.zombies import find_zombies
+from aiogpulock.zombies import Zombie, find_zombies
 
 logger = logging.getLogger(__name__)
 
@@ -153,9 +154,9 @@ class GpuLockMonitor:
 
     # one round
 
-    def decide(self, locks: Iterable[LockSnapshot]) -> list[Repair]:
-        """What is to be done, by the settings of the last round."""
-        return [repair for lock in locks for repair in plan(lock, self._settings)]
+    def decide(self, lock: LockSnapshot, zombies: Sequence[Zombie]) -> list[Repair]:
+        """What is to be done about a lock of which `find_zombies` says this, by the settings of the last round."""
+        return plan(lock, zombies, self._settings)
 
     async def act(self, repair: Repair) -> Outcome:
         """Do it, if what was seen is still so. Raises `RedisUnavailableError`, `AuthenticationError`."""
@@ -181,14 +182,16 @@ class GpuLockMonitor:
         keys, complete = await self._census.locks(SCAN_PAGES)
         found = await parts.overview.scripts.snapshots(keys)
         locks = [lock for lock in found if isinstance(lock, LockSnapshot)]
-        repaired, failed = await self._repair(self.decide(locks))
+        zombies = [find_zombies(lock) for lock in locks]
+        repairs = [repair for lock, dead in zip(locks, zombies, strict=True) for repair in self.decide(lock, dead)]
+        repaired, failed = await self._repair(repairs)
         told = await self._elsewhere.alerts(parts.overview.client, self.manager.namespace, locks, self._began)
         return Round(
             at=time.time(),
             speaks=await self._speaker.speaks(parts.overview.client, self._settings.monitor_interval),
             locks=tuple(locks),
             unreadable=tuple(str(error) for error in found if isinstance(error, ProtocolError)),
-            zombies=tuple(zombie for lock in locks for zombie in find_zombies(lock)),
+            zombies=tuple(chain.from_iterable(zombies)),
             repaired=tuple(repaired),
             failed=tuple(failed),
             rates=self._rates.rates(began, Totals.of(locks)),

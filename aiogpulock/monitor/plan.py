@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -10,7 +10,7 @@ import msgspec
 from aiogpulock.audit import AuditAction
 from aiogpulock.config import MonitorSettings
 from aiogpulock.models import LockSnapshot
-from aiogpulock.zombies import Zombie, ZombieKind, find_zombies, gone_waiters
+from aiogpulock.zombies import Zombie, ZombieKind
 
 Cause: TypeAlias = ZombieKind | Literal["hard_timeout", "free_lock"]
 """Beside the zombies: hard_timeout: a live holder that `hard_timeout_action: release` gives no more time · free_lock:
@@ -37,13 +37,15 @@ class Repair(msgspec.Struct, frozen=True, kw_only=True):
     """end_foreign: only after so many seconds; None: only note since when it stands."""
 
 
-def plan(lock: LockSnapshot, settings: MonitorSettings) -> list[Repair]:
-    """The repairs that this lock needs now, its holder first: a repair may give the lock away."""
-    if not settings.auto_recovery:
-        return [
-            msgspec.structs.replace(r, stands_for=None) for r in _repairs(lock, settings) if r.action == "end_foreign"
-        ]
-    return list(_repairs(lock, settings))
+def plan(lock: LockSnapshot, zombies: Sequence[Zombie], settings: MonitorSettings) -> list[Repair]:
+    """The repairs that this lock needs now, its holder first: a repair may give the lock away.
+
+    `zombies`: what `find_zombies` says of it.
+    """
+    repairs = list(_repairs(lock, zombies, settings))
+    if settings.auto_recovery:
+        return repairs
+    return [msgspec.structs.replace(repair, stands_for=None) for repair in repairs if repair.action == "end_foreign"]
 
 
 def level(lock: LockSnapshot, settings: MonitorSettings) -> Level | None:
@@ -58,8 +60,7 @@ def level(lock: LockSnapshot, settings: MonitorSettings) -> Level | None:
     return "warning" if lock.age >= limits.warning else None
 
 
-def _repairs(lock: LockSnapshot, settings: MonitorSettings) -> Iterator[Repair]:
-    zombies = find_zombies(lock)
+def _repairs(lock: LockSnapshot, zombies: Sequence[Zombie], settings: MonitorSettings) -> Iterator[Repair]:
     for zombie in zombies:
         yield _against(zombie, lock, settings)
     holder_is_dead = any(zombie.kind != "dead_waiters" for zombie in zombies)
@@ -80,8 +81,7 @@ def _against(zombie: Zombie, lock: LockSnapshot, settings: MonitorSettings) -> R
         case "leftover" | "heartbeat_stale" if lock.holder_id is not None:
             return _repair(lock, "reap", zombie.kind, "lease_expired", zombie.detail)
         case _:
-            gone = tuple(gone_waiters(lock))
-            return _repair(lock, "sweep", zombie.kind, "dead_waiters", zombie.detail, gone=gone)
+            return _repair(lock, "sweep", zombie.kind, "dead_waiters", zombie.detail, gone=zombie.waiters)
 
 
 def _repair(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
+from typing import Any
 
 import pytest
 import redis
 
-from aiogpulock import GpuLockManager, GpuLockMonitor
+from aiogpulock import GpuLockManager, GpuLockMonitor, LeaseLostError
 from aiogpulock.monitor import Round
 from tests.servers import RealServer
 from tests.unit.support import eventually
@@ -79,3 +81,33 @@ async def test_long_task_not_killed(server: RealServer, crew: Crew, redis_cleanu
     assert len(rounds) > 20
     assert not [repair for seen in rounds for repair in seen.repaired]
     assert not [zombie for seen in rounds for zombie in seen.zombies]
+
+
+async def test_under_contention_nobody_is_ended_before_its_time(redis_url: str, redis_cleanup: redis.Redis) -> None:
+    """Two monitors take live locks after `hard_timeout`, in the very moment in which holders change."""
+    hard_timeout, lost, served = 0.1, set(), 0
+    levels = {"warning": 0.02, "soft_timeout": 0.05, "hard_timeout": hard_timeout}
+    options: dict[str, Any] = {"timeout_levels": levels, "hard_timeout_action": "release", "monitor_interval": 0.002}
+    end = time.monotonic() + 3
+
+    async def work(manager: GpuLockManager) -> None:
+        nonlocal served
+        while time.monotonic() < end:
+            try:
+                async with manager.lock(0, max_wait_time=None):
+                    await asyncio.sleep(random.choice([0, 0.09, 0.1, 0.101, 0.11, 0.3]))
+                served += 1
+            except LeaseLostError as error:
+                lost.add(error.fencing_token)
+
+    async with GpuLockManager(redis_url, restart_grace=0) as one, GpuLockManager(redis_url, restart_grace=0) as other:
+        async with GpuLockMonitor(one, **options), GpuLockMonitor(other, **options):
+            await asyncio.gather(*(work(manager) for manager in (one, other) for _ in range(4)))
+        events = await one.history(0, limit=1000)
+
+    forced = {event.fencing_token: event for event in events if event.event != "released"}
+    assert served
+    assert lost
+    assert lost <= forced.keys()
+    assert {event.reason for event in forced.values()} == {"forced_by_monitor"}
+    assert min(event.hold for event in forced.values()) >= hard_timeout

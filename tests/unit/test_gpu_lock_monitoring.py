@@ -22,7 +22,8 @@ from aiogpulock.alerts import Alerts
 from aiogpulock.config import AlertSettings
 from aiogpulock.liveness import start_time, this_process
 from aiogpulock.models import ProcessInfo
-from aiogpulock.monitor import Round
+from aiogpulock.monitor import Repair, Round
+from aiogpulock.zombies import find_zombies
 from tests.acl import LEAST_PRIVILEGES
 from tests.raw_scripts import RawLock
 from tests.servers import RealServer
@@ -104,6 +105,12 @@ KINDS: list[tuple[Prepare, str, str, str]] = [
     (head_whose_process_is_gone, "sweep", "dead_waiters", "locked_by_alive:alive"),
     (waiters_without_a_queue, "sweep", "dead_waiters", ""),
 ]
+
+
+async def decided_by(monitor: GpuLockMonitor, manager: GpuLockManager, lock: RawLock) -> list[Repair]:
+    """What the monitor would do now."""
+    seen = await manager.parts.scripts.snapshot(lock.keys)
+    return monitor.decide(seen, find_zombies(seen))
 
 
 @asynccontextmanager
@@ -192,7 +199,7 @@ async def test_monitor_force_release_atomicity(manager: GpuLockManager, redis_cl
         old, new = f"old{number}", f"new{number}"
         token = lock.hold(old, task="same task")
         redis_cleanup.hset(lock.key("holder"), "deadline" if number % 2 else "since", 1)
-        [repair] = monitor.decide([await manager.parts.scripts.snapshot(lock.keys)])
+        [repair] = await decided_by(monitor, manager, lock)
         decided += repair.cause == ("heartbeat_stale" if number % 2 else "hard_timeout")
         lock.release(old, token)
         token = lock.hold(new, task="same task")
@@ -208,7 +215,7 @@ async def test_a_holder_that_beats_between_the_decision_and_the_deed_is_kept(
     lock = RawLock(redis_cleanup)
     token = lock.hold("late", lease=1)
     await asyncio.sleep(0.005)
-    [repair] = monitor.decide([await manager.parts.scripts.snapshot(lock.keys)])
+    [repair] = await decided_by(monitor, manager, lock)
     assert repair.cause == "heartbeat_stale"
     assert lock.beat("late", token) == ["renewed"]
 
