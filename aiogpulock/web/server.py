@@ -10,6 +10,7 @@ from contextlib import suppress
 import uvicorn
 
 from aiogpulock.manager import GpuLockManager
+from aiogpulock.monitor import GpuLockMonitor
 from aiogpulock.web.app import create_app
 from aiogpulock.web.feed import Feed
 
@@ -45,6 +46,8 @@ def serve(
         SystemExit: the port is taken.
     """
     manager = GpuLockManager(redis_url, config)
+    if manager.settings.gpu_lock_monitor.enabled if monitor is None else monitor:
+        GpuLockMonitor(manager)  # refuses alert URLs that cannot be used now, and not in the middle of the start
     token = token if token is not None else os.environ.get(TOKEN_VARIABLE) or None
     app = create_app(manager, token=token, allowed_hosts=allowed_hosts, monitor=monitor)
     options = uvicorn.Config(

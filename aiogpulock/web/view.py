@@ -7,7 +7,7 @@ equal, and only a change is sent.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -76,7 +76,7 @@ class Gpu(msgspec.Struct, frozen=True):
     typical_hold: float | None = None
     device: Device | None = None
     note: str = ""
-    """What is dead in it, or why it cannot be read."""
+    """What is wrong with it: dead, quarantined, or not to be read."""
 
 
 class HoldPoint(msgspec.Struct, frozen=True, array_like=True):
@@ -152,8 +152,15 @@ def _gpu(lock: LockSnapshot, events: Sequence[HistoryEvent], device: Device | No
         queue=tuple(_seat(waiter) for waiter in lock.queue if waiter.waiter_id != lock.holder_id),
         typical_hold=typical_hold(events),
         device=device,
-        note=" · ".join(zombie.detail for zombie in find_zombies(lock)),
+        note=" · ".join(_troubles(lock)),
     )
+
+
+def _troubles(lock: LockSnapshot) -> Iterator[str]:
+    for zombie in find_zombies(lock):
+        yield zombie.detail
+    if lock.quarantine is not None:
+        yield f"quarantined: {lock.quarantine}"
 
 
 def _state(lock: LockSnapshot) -> State:

@@ -10,11 +10,11 @@ import httpx
 import pytest
 import redis
 
-from aiogpulock import ConfigError, GpuLockManager, LockTimeoutError
+from aiogpulock import ConfigError, GpuLockManager, LeaseLostError, LockTimeoutError
 from aiogpulock.metrics import CONTENT_TYPE
 from aiogpulock.web import create_app
 from tests.servers import RealServer
-from tests.unit.support import held_elsewhere, waiters
+from tests.unit.support import eventually, held_elsewhere, waiters
 
 TOKEN = "a secret"
 COUNTERS = ("normal_release_failures", "emergency_releases", "release_script_errors", "ownership_violations")
@@ -77,6 +77,25 @@ async def test_metrics_are_prometheus_text(manager: GpuLockManager, http: httpx.
         answer = await http.get("/metrics")
     assert answer.headers["content-type"] == CONTENT_TYPE
     assert 'aiogpulock_held{gpu="0",uuid=""} 1.0' in answer.text
+
+
+async def test_the_app_s_lifespan_runs_the_monitor(manager: GpuLockManager, redis_cleanup: redis.Redis) -> None:
+    hold = manager.lock(0, lock_timeout=0.2, heartbeat={"enabled": False})
+    lease = await hold.acquire_for("silent")
+    await lease.lost.wait()
+
+    async def reaped() -> bool:
+        return [event.event for event in await manager.history(0)] == ["reaped"]
+
+    app = create_app(manager, monitor=False)
+    async with app.router.lifespan_context(app):
+        await asyncio.sleep(0.3)
+        assert not await reaped(), "it was told not to"
+    app = create_app(manager)
+    async with app.router.lifespan_context(app):
+        await eventually(reaped, description="the monitor has ended the silent holder")
+    with pytest.raises(LeaseLostError):
+        await lease.release()
 
 
 async def test_exception_stats_count_over_all_processes(manager: GpuLockManager, http: httpx.AsyncClient) -> None:
