@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from aiogpulock.default import default_manager
 from aiogpulock.errors import ConfigError, GpuLockError
@@ -61,8 +62,21 @@ def create_app(
     app = Starlette(
         routes=[*Page(feed).routes(), *Endpoints(find_manager, token).routes()],
         lifespan=lifespan,
-        middleware=[Middleware(CheckedOrigin, allowed_hosts=allowed_hosts)],
+        middleware=[Middleware(CheckedOrigin, allowed_hosts=allowed_hosts), Middleware(_AnyMount)],
         exception_handlers={HTTPException: answer, GpuLockError: answer, Exception: answer},
     )
     app.state.feed = feed
     return app
+
+
+class _AnyMount:
+    """ASGI middleware: some frameworks end each path of a mounted app with a slash, which none of ours has."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path, prefix = scope.get("path", ""), scope.get("root_path", "").rstrip("/")
+        if path.endswith("/") and path not in ("/", f"{prefix}/"):
+            scope = {**scope, "path": path[:-1]}
+        await self._app(scope, receive, send)

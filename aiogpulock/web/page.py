@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -32,7 +32,11 @@ class Page:
             Mount("/static", StaticFiles(directory=FILES)),
         ]
 
-    async def page(self, _: Request) -> Response:
+    async def page(self, request: Request) -> Response:
+        """At the prefix without its slash, which some frameworks answer too, the relative URLs would miss."""
+        asked = request.scope.get("raw_path", b"/").decode("ascii", "replace")
+        if not asked.endswith("/"):
+            return RedirectResponse(f"{asked.rpartition('/')[2]}/")
         return FileResponse(FILES / "index.html")
 
     async def events(self, _: Request) -> Response:

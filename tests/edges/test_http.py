@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 import redis
+from starlette.types import Receive, Scope, Send
 
 from aiogpulock import ConfigError, GpuLockManager, LeaseLostError, LockTimeoutError
 from aiogpulock.metrics import CONTENT_TYPE
@@ -262,6 +263,20 @@ async def test_unknown_paths_and_methods_are_problems(http: httpx.AsyncClient) -
     refused = await http.get("/gpu-lock/release")
     assert problem(refused)[0] == 405
     assert refused.headers["allow"] == "POST"
+
+
+async def test_it_works_where_a_mount_hands_on_paths_with_a_slash(manager: GpuLockManager) -> None:
+    app = create_app(manager)
+
+    async def mount(scope: Scope, receive: Receive, send: Send) -> None:  # as Litestar does
+        rest = scope["path"].removeprefix("/gpu").strip("/")
+        await app({**scope, "path": f"/{rest}/" if rest else "/"}, receive, send)
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(mount), base_url="http://127.0.0.1") as http:
+        assert (await http.get("/gpu/gpu-lock/status")).status_code == 200
+        assert (await http.get("/gpu/static/page.js")).status_code == 200
+        assert (await http.get("/gpu")).headers["location"] == "gpu/"
+        assert "GPU locks" in (await http.get("/gpu", follow_redirects=True)).text
 
 
 async def test_alive_without_redis_ready_only_with_it(own_server: RealServer) -> None:
