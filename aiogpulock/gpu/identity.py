@@ -61,11 +61,12 @@ async def resolve(
     if place.uuid is None and place.index is None:
         return Identity(gpu_id, place)
     if place.index is not None:
-        return Identity(await _by_index(place.index, place.uuid, mode, aliases), place)
+        named_by_uuid = _UUID_LIKE.fullmatch(gpu_id) is not None
+        return Identity(await _by_index(place.index, place.uuid, mode, aliases, named_by_uuid=named_by_uuid), place)
     return Identity(await _by_uuid(place.uuid or gpu_id, mode, aliases), place)
 
 
-async def _by_index(index: int, uuid: str | None, mode: Mode, aliases: Aliases) -> str:
+async def _by_index(index: int, uuid: str | None, mode: Mode, aliases: Aliases, *, named_by_uuid: bool) -> str:
     wanted = uuid if uuid and mode != "logical" else "logical"
     if mode == "uuid" and uuid is None:
         fixed = await aliases.look(index)
@@ -81,6 +82,8 @@ async def _by_index(index: int, uuid: str | None, mode: Mode, aliases: Aliases) 
     if fixed != "logical" and mode == "logical":
         raise _disagreement(index, f"UUID {fixed}", "identity 'logical'")
     if fixed != "logical" and uuid is not None and fixed != uuid:
+        if named_by_uuid:  # a container that was given a part of the GPUs numbers them anew; a UUID says it all
+            return await _by_uuid(uuid, mode, aliases)
         raise _disagreement(index, f"UUID {fixed}", f"NVML here, which says {uuid}: the order has changed, or differs")
     lock_id = str(index) if fixed == "logical" else fixed
     if uuid is not None:

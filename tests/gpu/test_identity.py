@@ -163,6 +163,16 @@ async def test_processes_that_would_disagree_are_refused(
         await key(aliases, *second)
 
 
+async def test_a_container_that_numbers_its_gpus_anew_meets_the_host_by_uuid(aliases: Aliases) -> None:
+    assert await key(aliases, "0") == A
+    its_own = (GpuDevice(B, 0, "H100"),)
+    assert await key(aliases, B, its_own) == B
+    assert await key(aliases, "GPU-a0000001", its_own) == B
+    assert await key(aliases, "1") == B
+    with pytest.raises(InvalidGpuError, match="or name the GPU by its UUID"):
+        await key(aliases, "0", its_own)
+
+
 async def test_identity_uuid_without_nvml_needs_somebody_who_knows(aliases: Aliases) -> None:
     with pytest.raises(InvalidGpuError, match="without NVML the UUID of GPU 0 is not known"):
         await key(aliases, "0", NO_NVML, "uuid")
