@@ -273,12 +273,13 @@ def test_a_leak_is_named_beside_an_active_next_holder_and_after_a_draining_prede
 @pytest.mark.integration
 def test_a_slow_reclaim_delays_nobody(start_holder: Callable[..., Told], sim: Simulation) -> None:
     holder, other = start_holder(settle_time=0.1), start_holder()
-    sim.reap(after_ms=300)
+    sim.reap(after_ms=5000)
     holder.do("acquire")
     time.sleep(0.05)
     holder.do("kill_a_child", size=9 * GiB)
     other.begin_to("acquire")
-    released = holder.do("release")
-    assert other.answer()["at"] - released["at"] < 0.2
+    holder.do("release")
+    other.answer()
+    assert sim.device(0).unattributed == 9 * GiB, "the next holder began beside it"
     report = holder.do("report")
     assert (report["status"], report["reason"][:18]) == ("unverifiable", "next holder active"), "whose it is, who knows"
