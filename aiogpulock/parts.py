@@ -77,6 +77,7 @@ class Parts:
             Aliases(client.execute_many, manager.namespace, boot_id(), self._grace_left),
             connect_timeout=manager.connect_timeout,
             connected=lambda: self.inbox.healthy,
+            later=self.errands.add,
         )
         verdicts = Verdicts(shared(), self.scripts, self.errands)  # behind the hand-off: no release waits for them
         self.caretaker = Caretaker(shared(), self.urgent, verdicts, manager.incidents, manager.companions)

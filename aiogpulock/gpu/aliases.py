@@ -80,10 +80,18 @@ class Aliases:
         fields = (await self._execute(("HKEYS", self._key)))[0] if self._shared else []
         return tuple(sorted(field.decode() for field in fields if field[:4] in (b"GPU-", b"MIG-")))
 
-    async def restore(self) -> None:
-        """Say again what Redis has told before, where it has forgotten it. Raises `RedisUnavailableError`."""
-        for field, value in self._told.items():
-            await self._set(field, value)
+    async def restore(self) -> dict[str, str]:
+        """Say again what Redis has told before, where it has forgotten it. Raises `RedisUnavailableError`.
+
+        Answers what others have said otherwise meanwhile: nothing that was told before is believed then.
+        """
+        told = sorted(self._told.items(), key=lambda item: not item[0].isdecimal())  # the indices decide
+        for field, value in told:
+            now = await self._set(field, value)
+            if now != value:
+                self._told.clear()
+                return {field: now}
+        return {}
 
     async def _fix(self, field: str, wanted: str) -> str:
         if not self._fixes:

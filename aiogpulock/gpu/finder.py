@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from collections.abc import Awaitable, Callable, Sequence
+from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
 from aiogpulock import clock
 from aiogpulock.errors import RedisUnavailableError
@@ -41,17 +41,30 @@ class Wanted(NamedTuple):
 
 
 class Finder:
-    """The devices of one manager. A remembered id costs no I/O.
+    """The devices of one manager. Nobody waits for I/O for a remembered id.
 
     `connect_timeout`: seconds for which Redis may be away. `connected` answers whether a restart of Redis would be
-    noticed: only then is a remembered key trusted, since the aliases may be gone with the data.
+    noticed: only then is a remembered key trusted, since the aliases may be gone with the data. `later` runs a call
+    that nobody waits for.
     """
 
-    def __init__(self, nvml: Nvml, aliases: Aliases, connect_timeout: float, connected: Callable[[], bool]) -> None:
+    SAY_AGAIN: ClassVar[float] = 10.0
+    """Seconds of use after which the aliases are said again, beside an acquisition: a FLUSHALL drops no connection."""
+
+    def __init__(
+        self,
+        nvml: Nvml,
+        aliases: Aliases,
+        connect_timeout: float,
+        connected: Callable[[], bool],
+        later: Callable[[str, Callable[[], Awaitable[object]]], None],
+    ) -> None:
         self._nvml = nvml
         self._aliases = aliases
         self._connect_timeout = connect_timeout
         self._connected = connected
+        self._later = later
+        self._said_at = clock.now()
         self._found: dict[Wanted, tuple[float, Gpu]] = {}
         self._listing = asyncio.Lock()
         self._listed: tuple[float, Sequence[GpuDevice] | None] = (0.0, None)
@@ -63,6 +76,9 @@ class Finder:
         NVML is required and not there.
         """
         wanted = Wanted(gpu_id, mode, nvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        if clock.now() > self._said_at + self.SAY_AGAIN:
+            self._said_at = clock.now()
+            self._later("aliases", self.restore)
         until, gpu = self._found.get(wanted, (0.0, None))
         if gpu is None or clock.now() >= until or not self._connected():
             devices = await self._devices(wanted)
@@ -82,9 +98,15 @@ class Finder:
         self._found.clear()
 
     async def restore(self) -> None:
-        """Redis may have come back without its data: say again what it told before. Raises `RedisUnavailableError`."""
-        self.forget()
-        await self._aliases.restore()
+        """Redis may have lost its data: say again what it told before. Raises `RedisUnavailableError`."""
+        for name, value in (await self._aliases.restore()).items():
+            self.forget()
+            logger.error(
+                "Redis lost under which keys this host locks its GPUs, and another program has said since that %s is "
+                "locked as %s. This program follows; until now the two may have held one GPU together",
+                name,
+                value,
+            )
 
     async def _devices(self, wanted: Wanted) -> Sequence[GpuDevice] | None:
         """What NVML lists; None: nothing, it is not there, or is not to be asked."""

@@ -269,6 +269,29 @@ async def test_what_a_crash_left_for_good_is_warned_of_and_not_waited_for_for_ev
         assert "9.0 GiB are in use by no living process" in caplog.text
 
 
+async def test_after_a_crash_children_of_the_dead_that_still_compute_are_waited_for_and_then_named(
+    gpu_manager: GpuLockManager,
+    sim: Simulation,
+    redis_cleanup: redis.Redis,
+    stranger: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with gpu_manager.lock(0):
+        pass
+    fence = f"{{gpu_lock:{uuid(0)}}}:fence"
+    redis_cleanup.hset(fence, "dirty", "1")
+    async with gpu_manager.lock(0, gpu_memory=asked(0.2)):
+        assert f"processes use it that do not hold its lock: pid {stranger} (sleep)" in caplog.text
+    redis_cleanup.hset(fence, "dirty", "1")
+    caplog.clear()
+    waiting = asyncio.create_task(gpu_manager.lock(0, gpu_memory=asked(60)).acquire())
+    await asyncio.sleep(0.2)
+    assert not waiting.done()
+    sim.use(0, 0, pid=stranger)
+    await (await waiting).release()
+    assert "processes use it" not in caplog.text
+
+
 # quarantine
 
 

@@ -205,6 +205,26 @@ async def test_after_a_loss_of_data_the_aliases_are_said_again(own_server: RealS
         lease.check()
 
 
+async def test_after_a_flush_everybody_soon_follows_the_first_word_again(
+    gpu_manager: GpuLockManager, redis_url: str, redis_cleanup: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No connection drops: the aliases are said again by those who use them."""
+    async with gpu_manager.lock(0) as lease:
+        assert lease.gpu.id == uuid(0)
+    redis_cleanup.flushall()
+    without_driver = GpuLockManager(redis_url, gpu_memory={"nvml": "off"}, restart_grace=0)
+    async with without_driver, without_driver.lock(0) as lease:
+        assert lease.gpu.id == "0"
+    gpu_manager.parts.finder.SAY_AGAIN = 0.05  # type: ignore[misc]
+
+    async def agreed() -> bool:
+        async with gpu_manager.lock(0) as lease:
+            return lease.gpu == Gpu("0", uuid(0), 0, "Simulated GPU")
+
+    await eventually(agreed, description="one key again")
+    assert "0 is locked as logical" in caplog.text
+
+
 async def test_after_a_restart_a_newcomer_leaves_the_first_word_to_those_who_lost_theirs(
     own_server: RealServer, redis_url: str
 ) -> None:
