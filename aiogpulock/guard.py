@@ -90,11 +90,14 @@ class Guard:
         os.write(self._wake_write, b"x")
 
     def _run(self) -> None:
-        self._look(reconnected=False)
+        dropped = False
         while not self._stopping:
-            dropped = self._sleep()
-            if not self._stopping:
+            try:
                 self._look(reconnected=dropped)
+            except Exception:  # whatever it is, the leases must be guarded
+                logger.exception("guard thread: going on after an error")
+                self._drop()
+            dropped = self._sleep()
         self._drop()
         os.close(self._wake_read)
 
@@ -178,7 +181,8 @@ class Guard:
 
     def _connected(self) -> bool:
         if self._connection is None:
-            connection = self._pool.make_connection()
+            # Not by its make_connection, which counts: after a hundred attempts it refuses.
+            connection = self._pool.connection_class(**self._pool.connection_kwargs)
             try:
                 connection.connect()
             except (rx.RedisError, OSError):

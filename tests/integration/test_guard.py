@@ -90,6 +90,23 @@ def test_a_second_stall_is_carried_like_the_first(
     assert lock.holder.get("task") == "a"
 
 
+def test_a_guard_outlives_any_number_of_reconnects(server: RealServer, crew: Crew, lock: RawLock) -> None:
+    holder = crew.start(server.url, heartbeat={"interval": 0.3, "timeout": TIMEOUT})
+    crew.may_complain.add(holder.pid)  # of the connections that it lost
+    holder.tell("acquire", name="a")
+    holder.expect("held")
+
+    def guards() -> list[str]:
+        return [info["id"] for info in lock.client.client_list() if info["name"] == "aiogpulock-guard"]
+
+    for number in range(120):
+        (guard,) = wait_until(guards, description=f"the guard's connection, after {number} were cut", interval=0.001)
+        lock.client.client_kill_filter(_id=guard)
+    holder.tell("block", seconds=2 * TIMEOUT)
+    holder.expect("unblocked")
+    assert holder.find("failed", timeout=0.3) is None
+
+
 def test_a_server_that_hangs_is_no_blocked_loop(own_server: RealServer, lone_crew: Crew) -> None:
     settings = {"heartbeat": {"interval": 0.3, "timeout": 10}}
     holder = lone_crew.start(own_server.url, **settings)
