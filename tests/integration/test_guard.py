@@ -82,9 +82,9 @@ def test_the_guard_stops_at_max_stall(server: RealServer, crew: Crew, lock: RawL
 def test_a_second_stall_is_carried_like_the_first(
     server: RealServer, crew: Crew, lock: RawLock, register: RegisterProcess
 ) -> None:
-    holder, _ = held_and_awaited(server, crew, lock, register, max_stall=3)
+    holder, _ = held_and_awaited(server, crew, lock, register, max_stall=4)
     for number in (1, 2):
-        holder.tell("block", seconds=2.1)
+        holder.tell("block", seconds=2.4)
         holder.expect("unblocked", number=number)
     assert holder.find("failed", timeout=0.5) is None
     assert lock.holder.get("task") == "a"
