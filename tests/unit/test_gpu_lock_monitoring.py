@@ -27,7 +27,7 @@ from aiogpulock.zombies import find_zombies
 from tests.acl import LEAST_PRIVILEGES
 from tests.raw_scripts import RawLock
 from tests.servers import RealServer
-from tests.unit.support import FOREVER, eventually
+from tests.unit.support import FOREVER, eventually, waiters
 
 INTERVAL = 0.5
 SHORT: dict[str, Any] = {"warning": 0.1, "soft_timeout": 0.2, "hard_timeout": 0.3}
@@ -609,3 +609,22 @@ async def test_a_user_with_the_least_privileges_may_watch_and_repair(
     assert sorted(repaired) == ["gpu_lock:0", "gpu_lock:1"]
     assert caplog.text.count("add +xrange") == 1
     assert "pw-secret" not in caplog.text
+
+
+async def test_waiters_before_a_lock_that_somebody_deleted_are_let_in(
+    manager: GpuLockManager, monitor: GpuLockMonitor, redis_cleanup: redis.Redis
+) -> None:
+    lock = RawLock(redis_cleanup)
+    lock.hold("deleted by hand")
+    waiting = asyncio.create_task(manager.lock(0, fallback_timeout=60, max_wait_time=FOREVER).acquire())
+    await waiters(manager, 1)
+    await asyncio.sleep(1.1)  # the restart grace
+    redis_cleanup.delete(lock.keys.lock, lock.key("holder"))
+
+    seen = await monitor.round()
+
+    assert [repair.cause for repair in monitor.decide(seen.locks[0], seen.zombies)] == ["free_lock"]
+    assert seen.repaired == ()  # a grant is no repair, and nobody is told of one
+    async with asyncio.timeout(20):
+        lease = await waiting
+    await lease.release()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aiogpulock import GpuLockManager, ServerTooOldError
-from aiogpulock.server_check import check_version, parse_info
+from aiogpulock.server_check import check_version, parse_info, server_findings
 from tests.servers import RealServer
 
 
@@ -51,3 +51,32 @@ async def test_a_user_without_info_is_warned_and_served(
     await use(own_server.tcp_url.replace("//", "//u:secret-pw@"))
     assert "Add +info to its ACL" in caplog.text
     assert "secret-pw" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("info", "found"),
+    [
+        ({}, []),
+        ({"role": "master", "connected_slaves": "0", "aof_enabled": "1"}, []),
+        ({"maxmemory_policy": "allkeys-lru"}, [("eviction", "warning")]),
+        ({"redis_mode": "cluster"}, [("cluster", "warning")]),
+        ({"role": "slave"}, [("replication", "critical")]),
+        ({"role": "master", "connected_slaves": "2"}, [("replication", "info")]),
+        ({"role": "master", "connected_slaves": "2", "min_slaves_good_slaves": "2"}, []),
+        ({"aof_enabled": "0"}, [("persistence", "info")]),
+        ({"aof_enabled": "1", "aof_last_write_status": "err"}, [("persistence", "critical")]),
+        ({"aof_enabled": "0", "rdb_last_bgsave_status": "err"}, [("persistence", "critical")]),
+    ],
+)
+def test_what_a_server_says_of_itself_is_weighed(info: dict[str, str], found: list[tuple[str, str]]) -> None:
+    assert [(finding.check, finding.level) for finding in server_findings(info, "here")] == found
+
+
+async def test_a_replica_is_found_and_told_of(server: RealServer, own_server: RealServer) -> None:
+    with own_server.client() as replica:
+        replica.execute_command("REPLICAOF", "127.0.0.1", server.port)
+        async with GpuLockManager(own_server.url) as manager:
+            report = await manager.health_check()
+        replica.execute_command("REPLICAOF", "NO", "ONE")
+    assert [finding.check for finding in report.findings if finding.level == "critical"] == ["replication"]
+    assert report.status == "unhealthy"
