@@ -97,7 +97,10 @@ class RedisClient:
         )
         self._free = asyncio.Semaphore(connections)
         self._idle: list[Connection] = []
-        self._busy: set[Connection] = set()
+        self._busy: dict[Connection, float] = {}
+        """Connections in use, with the loop's time at which their commands are given up."""
+        self._late: set[Connection] = set()
+        self._timer: asyncio.TimerHandle | None = None
         self._answered_at = 0.0
         self._closed = False
 
@@ -130,8 +133,7 @@ class RedisClient:
         try:
             await self._turn()
             try:
-                async with asyncio.timeout(self.timeout):
-                    return await self._exchange(commands)
+                return await self._exchange(commands)
             finally:
                 self._free.release()
         except (rx.RedisError, OSError, TimeoutError) as error:
@@ -154,29 +156,50 @@ class RedisClient:
         while self._idle:
             try:
                 return await self._send(self._idle.pop(), commands)
+            except TimeoutError:
+                raise
             except (rx.ConnectionError, OSError):
                 # The server closed it while it was idle; the others were as likely closed by the same event.
                 self._close_idle()
         return await self._send(self.new_connection(), commands)
 
     async def _send(self, connection: Connection, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        self._busy.add(connection)
+        self._busy[connection] = asyncio.get_running_loop().time() + self.timeout
+        if self._timer is None:
+            self._watch()
         try:
             if not connection.is_connected:
-                await connection.connect()
+                async with asyncio.timeout(self.timeout):
+                    await connection.connect()
             await connection.send_packed_command([pack_command(command) for command in commands], check_health=False)
             replies = [await self._read_reply(connection) for _ in commands]
-        except BaseException:
+        except BaseException as error:
             abort(connection)
+            if connection in self._late and isinstance(error, rx.RedisError | OSError):
+                raise TimeoutError from error
             raise
         finally:
-            self._busy.discard(connection)
+            del self._busy[connection]
+            self._late.discard(connection)
         if self._closed:
             abort(connection)  # a release that outlived its manager
         else:
             self._idle.append(connection)
         self._answered_at = time.monotonic()
         return replies
+
+    def _watch(self) -> None:
+        """One timer for all commands under way: an `asyncio.timeout` for each would take a quarter of its time.
+
+        A command that is overdue is ended by its connection, which is never used again.
+        """
+        loop = asyncio.get_running_loop()
+        late = {connection for connection, deadline in self._busy.items() if deadline <= loop.time()} - self._late
+        self._late |= late
+        for connection in late:
+            cut(connection)
+        due = [deadline for connection, deadline in self._busy.items() if connection not in self._late]
+        self._timer = loop.call_at(min(due), self._watch) if due else None
 
     async def _read_reply(self, connection: Connection) -> Any:
         try:
@@ -192,10 +215,19 @@ class RedisClient:
     async def close(self) -> None:
         """Close every connection; commands under way fail. A cancellation cannot leave one open."""
         self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._close_idle()
         for connection in self._busy:
             abort(connection)
         await asyncio.sleep(0)  # the transports close in the loop's next turn
+
+
+def cut(connection: Connection) -> None:
+    """End the command under way: whoever reads its reply gets a `ConnectionError`. Nothing while it connects."""
+    if connection._writer is not None:
+        connection._writer.transport.abort()
 
 
 def abort(connection: Connection) -> None:

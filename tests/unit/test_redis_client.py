@@ -106,6 +106,37 @@ async def test_a_frozen_server_is_given_up_within_the_timeout(own_server: RealSe
     await client.close()
 
 
+async def test_each_command_has_a_deadline_of_its_own_and_is_not_sent_again(own_server: RealServer) -> None:
+    client = connect(own_server.url, timeout=2)
+    await asyncio.gather(client.execute("PING"), client.execute("PING"))
+
+    async def given_up() -> float:
+        started = time.monotonic()
+        with pytest.raises(RedisUnavailableError):
+            await client.execute("PING")
+        return time.monotonic() - started
+
+    own_server.pause()
+    first = asyncio.create_task(given_up())
+    await asyncio.sleep(0.5)
+    second = asyncio.create_task(given_up())
+    assert 1.8 < await first < 3.7, "another attempt would take as long again"
+    assert not second.done(), "its deadline comes half a second later"
+    assert 1.8 < await second < 3.7
+    own_server.resume()
+    await client.close()
+
+
+async def test_a_command_after_the_close_has_a_deadline_too(own_server: RealServer) -> None:
+    """A release may outlive its manager."""
+    client = connect(own_server.url, timeout=0.3)
+    await client.execute("PING")
+    await client.close()
+    async with asyncio.timeout(5):
+        with pytest.raises(RedisUnavailableError):
+            await client.execute("BLPOP", "nothing", 0)
+
+
 async def test_those_in_line_wait_while_others_are_answered(own_server: RealServer) -> None:
     client = connect(own_server.url, connections=1, timeout=0.5)
     slow = [client.execute("BLPOP", f"nothing {number}", 0.2) for number in range(5)]
