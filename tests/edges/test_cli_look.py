@@ -161,7 +161,8 @@ def test_a_quarantine_is_shown_and_lifted(
     }
     leaky = shell.start("run", "--name", "leaky", "--", "sh", "-c", "echo in; exec sleep 100")
     read_until(leaky, "in")
-    sim.use(0, 5 * GiB, pid=shell.marked("sleep")[0].pid)
+    program = wait_until(lambda: shell.marked("sleep"), description="the command is what it will be")[0]
+    sim.use(0, 5 * GiB, pid=program.pid)
     leaky.terminate()
     assert ended(leaky)[0] == 143
 

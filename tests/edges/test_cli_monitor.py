@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 
+import psutil
 import redis
 
 from tests.edges.shell import Shell, ended, read_until
@@ -16,8 +17,11 @@ QUICK = {"AIOGPULOCK_MONITOR_MONITOR_INTERVAL": "0.3"}
 def leave_a_dead_holder(shell: Shell) -> None:
     holder = shell.start("run", "--name", "asr", "--", "sh", "-c", "echo in; exec sleep 100")
     read_until(holder, "in")
+    below = {child.pid for child in psutil.Process(holder.pid).children(recursive=True)}
     holder.kill()
-    wait_until(lambda: not shell.marked("sleep"), description="nothing of it is left")
+    wait_until(
+        lambda: not below & {process.pid for process in shell.marked()}, description="nothing of it is left", timeout=30
+    )
 
 
 def test_a_round_tells_and_repairs(shell: Shell, redis_cleanup: redis.Redis) -> None:

@@ -226,7 +226,8 @@ def test_a_lost_lease_ends_the_command_by_force_if_need_be(
 
 def test_a_stopped_runner_does_not_keep_its_command_running(shell: Shell, redis_cleanup: redis.Redis) -> None:
     """The runner cannot beat any more, so the lock passes on; the keeper sees to it that the command ends before."""
-    runner = shell.start("run", "--", "sh", "-c", "trap '' TERM; echo in; while :; do sleep 0.1; done", env=SHORT_LEASE)
+    stubborn = "trap '' TERM; echo in; while :; do sleep 0.1; done"
+    runner = shell.start("run", "--kill-after", "0.1", "--", "sh", "-c", stubborn, env=SHORT_LEASE)
     read_until(runner, "in")
     runner.send_signal(signal.SIGSTOP)
     successor = shell.start("run", "--name", "next", "--", "sh", "-c", HOLD)
