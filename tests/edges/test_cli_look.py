@@ -29,7 +29,11 @@ def told(shell: Shell, *words: str) -> Any:
 
 def test_status_tells_who_has_what(shell: Shell, redis_cleanup: redis.Redis) -> None:
     nothing = shell.run("status")
-    assert (nothing.returncode, nothing.stdout, nothing.stderr) == (0, "", "no lock was used yet\n")
+    assert (nothing.returncode, nothing.stdout, nothing.stderr) == (
+        0,
+        "",
+        f"{shell.env['REDIS_URL']}\nno lock was used yet\n",
+    )
     assert told(shell, "status") == {"schema": 1, "server": shell.env["REDIS_URL"], "locks": []}
 
     holder = shell.start("run", "--name", NASTY, "--", "sh", "-c", HOLD)

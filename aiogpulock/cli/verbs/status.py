@@ -32,8 +32,8 @@ def command(gpus: tuple[str, ...], as_json: bool, target: Target) -> None:
         if as_json:
             print_json(server=manager.server, locks=locks)
             return
-        if manager.link.scope:
-            click.echo(f"{manager.server}, the embedded server, {manager.link.scope}", err=True)
+        embedded = f", the embedded server, {manager.link.scope}" if manager.link.scope else ""
+        click.echo(f"{manager.server}{embedded}", err=True)
         devices = await known_devices(manager, locks)
         if locks:
             _show(locks, [gpu_name(lock.gpu_id, devices) for lock in locks])
