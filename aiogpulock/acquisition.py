@@ -20,7 +20,7 @@ from aiogpulock.errors import (
 from aiogpulock.keys import LockKeys
 from aiogpulock.lease import Hold, HoldTerms
 from aiogpulock.leaving import finish
-from aiogpulock.models import Finished, Held, Refused, Request, Stale, Waiting
+from aiogpulock.models import LOSS_REASONS, Finished, Held, Refused, Request, Stale, Waiting
 from aiogpulock.scripts import AcquireReply, LeaseTerms, Terms, parse_process
 from aiogpulock.waiting import Pace, Waiter
 
@@ -271,9 +271,10 @@ class Acquisition:
 
     def _ended(self, outcome: str) -> LeaseLostError:
         """Somebody ended this request: an operator, or its deadline while the reply to its claim was lost."""
+        ended = outcome.replace("_", " ")
         return LeaseLostError(
-            f"the request for {self._wish.keys.lock} was {outcome} before its body began: acquire again",
-            reason="forced" if outcome == "forced" else "lease_expired",
+            f"the request for {self._wish.keys.lock} was {ended} before its body began: acquire again",
+            reason=LOSS_REASONS.get(outcome, "lease_expired"),
             fencing_token=0,
         )
 

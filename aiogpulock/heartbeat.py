@@ -10,7 +10,7 @@ from typing import ClassVar
 from aiogpulock import clock
 from aiogpulock.errors import AuthenticationError, GpuLockError, RedisUnavailableError
 from aiogpulock.lease import Hold
-from aiogpulock.models import Beat
+from aiogpulock.models import LOSS_REASONS, Beat
 from aiogpulock.scripts import Scripts
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def settle(hold: Hold, beat: Beat, sent_at: float) -> bool:
         case "other":
             hold.lose("not_owner")
         case "done":
-            hold.lose(hold.revocation or ("lease_expired" if beat.detail == "reaped" else "forced"))
+            hold.lose(hold.revocation or LOSS_REASONS.get(beat.detail, "forced"))
     return False
 
 

@@ -19,6 +19,7 @@ from aiogpulock.errors import ConfigError, LeaseLostError, MemoryNotFreedError
 from aiogpulock.keys import check_gpu_id, clean_task_name, lock_keys
 from aiogpulock.lease import Hold, Lease
 from aiogpulock.leaving import CleanUp, leave, reason_for
+from aiogpulock.models import LOSS_REASONS
 
 if TYPE_CHECKING:
     from aiogpulock.manager import GpuLockManager
@@ -108,7 +109,7 @@ class GpuLock:
             if hold.lost_reason is not None:
                 raise hold.loss()
             if released is not None and not released.ok:
-                raise hold.loss({"reaped": "lease_expired", "forced": "forced"}.get(released.detail, "not_owner"))
+                raise hold.loss(LOSS_REASONS.get(released.detail, "not_owner"))
             if not_freed := complaint(hold):
                 raise not_freed
 

@@ -6,8 +6,10 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-Outcome: TypeAlias = Literal["released", "withdrawn", "reaped", "forced"]
+Outcome: TypeAlias = Literal["released", "withdrawn", "reaped", "forced", "forced_by_monitor"]
 """How an acquisition's id ended, once and for all."""
+LOSS_REASONS = {"reaped": "lease_expired", "forced": "forced", "forced_by_monitor": "forced_by_monitor"}
+"""Why a lease is lost whose id another one ended with this outcome."""
 
 ReleaseReason: TypeAlias = Literal[
     "normal",

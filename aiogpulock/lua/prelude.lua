@@ -21,8 +21,8 @@ local KEEP_DONE, DONE_ENTRIES = 120 * 1000, 20000
 local EVENT_ENTRIES = 1000
 local POLL_SLACK = 2000                     -- how late a polling waiter may be for its own check
 local WALK_BOUND, CHUNK = 500, 16           -- seats looked at per call, and per read
-local OUTCOMES = {'released', 'withdrawn', 'reaped', 'forced'}
-local OUTCOME_CODE = {released = 1, withdrawn = 2, reaped = 3, forced = 4}
+local OUTCOMES = {'released', 'withdrawn', 'reaped', 'forced', 'forced_by_monitor'}
+local OUTCOME_CODE = {released = 1, withdrawn = 2, reaped = 3, forced = 4, forced_by_monitor = 5}
 
 local clock = redis.call('TIME')
 local now_us = clock[1] * 1000000 + clock[2]
@@ -201,7 +201,7 @@ end
 local function end_hold(outcome, reason, actor)
   local h, f = holder, fence()
   clear_lock()
-  finish(h.id, outcome)
+  finish(h.id, reason == 'forced_by_monitor' and reason or outcome)   -- the holder may learn it from here alone
   f.token = math.max(f.token, h.token + 1)
   if outcome == 'released' then
     f.dirty = ''

@@ -628,3 +628,16 @@ async def test_waiters_before_a_lock_that_somebody_deleted_are_let_in(
     async with asyncio.timeout(20):
         lease = await waiting
     await lease.release()
+
+
+async def test_a_holder_that_no_message_reaches_learns_the_reason_from_its_release(
+    manager: GpuLockManager, redis_cleanup: redis.Redis
+) -> None:
+    """The body ends in the same moment: its release finds what the message would have said."""
+    monitor = GpuLockMonitor(manager, hard_timeout_action="release")
+    lease = await manager.lock(0).acquire()
+    redis_cleanup.hset("{gpu_lock:0}:holder", mapping={"since": 1, "inbox": "nobody"})
+    await monitor.round()
+    with pytest.raises(LeaseLostError) as lost:
+        await lease.release()
+    assert lost.value.reason == "forced_by_monitor"
