@@ -86,9 +86,12 @@ class DeviceQuarantinedError(GpuLockError):
 
 
 class MemoryNotFreedError(GpuLockError):
-    """Policy ``raise``: the lock was released, and the GPU's memory had not come back. `report` is the verdict."""
+    """Policy ``raise``: the lock was released, and the GPU's memory had not come back.
 
-    def __init__(self, message: str, report: MemoryReport) -> None:
+    `report` is the verdict; None in an error that travelled as its text alone, as in Celery's JSON.
+    """
+
+    def __init__(self, message: str, report: MemoryReport | None = None) -> None:
         super().__init__(message)
         self.report = report
 

@@ -116,6 +116,15 @@ class Lease:
         """Release and hand off. Raises `LeaseLostError` if the lease was lost before."""
         call(lambda: self._lease.release(reason))
 
+    def leave(self, reason: str, error: BaseException | None) -> None:
+        """Release after a body that ended by `error`: that stays what comes out, and gets a loss as its note."""
+        try:
+            self.release(reason)
+        except (LeaseLostError, MemoryNotFreedError) as trouble:
+            if error is None:
+                raise
+            error.add_note(f"{type(trouble).__name__}: {trouble}")
+
     def __repr__(self) -> str:
         return repr(self._lease)
 
@@ -157,12 +166,7 @@ class GpuLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            self._leases.current.release(reason_for(error))
-        except (LeaseLostError, MemoryNotFreedError) as trouble:
-            if error is None:
-                raise
-            error.add_note(f"{type(trouble).__name__}: {trouble}")
+        self._leases.current.leave(reason_for(error), error)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Run a plain function under the lock."""

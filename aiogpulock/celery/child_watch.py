@@ -21,7 +21,6 @@ from celery import signals
 from celery.concurrency.prefork import TaskPool
 
 from aiogpulock import sync
-from aiogpulock.errors import GpuLockError
 from aiogpulock.keys import lock_keys
 from aiogpulock.liveness import certainly_dead
 from aiogpulock.manager import GpuLockManager
@@ -76,10 +75,10 @@ class ChildWatch:
 
 
 def free(pid: int) -> None:
-    """End the holds of a child that is dead."""
+    """End the holds of a child that is dead. Never raises: the watch goes on."""
     try:
         asyncio.run(_free(pid))
-    except GpuLockError as error:
+    except Exception as error:
         logger.warning("could not free what the dead process %s held, its lease will end: %s", pid, error)
 
 

@@ -16,7 +16,7 @@ from celery.exceptions import Retry, TaskPredicate
 
 from aiogpulock import sync
 from aiogpulock.celery.child_watch import announce
-from aiogpulock.errors import GpuLockError, LeaseLostError, MemoryNotFreedError
+from aiogpulock.errors import GpuLockError
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,6 @@ def gpu_lock(gpu_id: int | str = 0, **options: Any) -> Callable[[Callable[P, R]]
             with _hold(gpu_id if named is None else named, options):
                 return function(*args, **kwargs)
 
-        locked.uses_gpu_lock = True  # type: ignore[attr-defined]
         return locked
 
     return decorate
@@ -84,7 +83,7 @@ class GpuTask(Task):  # type: ignore[misc]
             logger.error("%s[%s]: %s", self.name, task_id, exc)
         lease = _held.pop(task_id, None)
         if lease is not None:
-            lease.release("task_failure")
+            lease.leave("task_failure", exc)
 
 
 def current_lease() -> sync.Lease:
@@ -118,23 +117,13 @@ def _hold(gpu_id: Any, options: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        _leave(task_id, lease, _reason_for(error), error)
+        lease.leave(_reason_for(error), error)
         raise
     else:
-        _leave(task_id, lease, "normal", None)
-    finally:
-        _thread.lease = outer
-
-
-def _leave(task_id: str, lease: sync.Lease, reason: str, error: BaseException | None) -> None:
-    try:
-        lease.release(reason)
-    except (LeaseLostError, MemoryNotFreedError) as trouble:
-        if error is None:
-            raise
-        error.add_note(f"{type(trouble).__name__}: {trouble}")
+        lease.leave("normal", None)
     finally:
         _held.pop(task_id, None)
+        _thread.lease = outer
 
 
 def _reason_for(error: BaseException) -> str:

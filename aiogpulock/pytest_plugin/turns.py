@@ -36,6 +36,9 @@ class Turn:
     """A lease that a test holds; others of this process join it, such as a test within a wider fixture."""
 
     gpu_id: str
+    """As the test calls it."""
+    device: str
+    """What it is locked by."""
     lease: sync.Lease
     memory: GpuMemorySettings
     """How its memory is verified."""
@@ -89,12 +92,20 @@ class Turns:
 
     def take(self, wish: Wish, lock: sync.GpuLock) -> Turn:
         """Wait for a GPU, or join the turn that this process has on it. Raises `GpuLockError`."""
-        if wish.gpu_id in self._turns:
-            self._turns[wish.gpu_id].users += 1
+        device, memory = sync.call(lambda: self._prepare(wish))
+        if device in self._turns:
+            self._turns[device].users += 1
         else:
-            memory = sync.call(self._find_manager).settings.gpu_lock.override(gpu_memory=self._memory(wish)).gpu_memory
-            self._turns[wish.gpu_id] = Turn(wish.gpu_id, lock.acquire(), memory)
-        return self._turns[wish.gpu_id]
+            self._turns[device] = Turn(wish.gpu_id, device, lock.acquire(), memory)
+        return self._turns[device]
+
+    async def _prepare(self, wish: Wish) -> tuple[str, GpuMemorySettings]:
+        """What the GPU is locked by, whatever it is called in the mark, and how its memory is verified."""
+        manager = await self._find_manager()
+        await manager.started()
+        settings = manager.settings.gpu_lock.override(gpu_memory=self._memory(wish))
+        gpu = await manager.find(wish.gpu_id, settings)
+        return gpu.id, settings.gpu_memory
 
     def give_back(self, turn: Turn) -> str:
         """Release with the last user. Answers what is to be complained of; empty: nothing.
@@ -102,7 +113,7 @@ class Turns:
         The verdict on the memory is waited for, so that no next test is accused of this one's leak.
         """
         turn.users -= 1
-        if turn.users or self._turns.pop(turn.gpu_id, None) is not turn:
+        if turn.users or self._turns.pop(turn.device, None) is not turn:
             return ""
         try:
             turn.lease.release()

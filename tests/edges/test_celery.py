@@ -185,6 +185,16 @@ def test_who_waits_for_a_killed_child_is_next(lock: Lock) -> None:
     assert waiter.get(timeout=30)["audio"] == "olleh"
 
 
+def test_the_watch_goes_on_after_the_worker_lost_its_broker(server: RealServer, lock: Lock, app: Celery) -> None:
+    with TtsWorker(server, "prefork", queue="reconnect") as worker:
+        lock.begin("reconnect")
+        lock.client.client_kill_filter(_type="normal", skipme=True)
+        wait_until(lambda: worker.log.count("Connected to") == 2, description="the worker to reconnect")
+        app.send_task("indextts.preview", ("hello",), queue="reconnect").get(timeout=30)  # by the other child
+        lock.kill_holder()
+        assert lock.end(within=2.0) == ("reaped", "task_failure")
+
+
 # the end of a worker
 
 

@@ -185,9 +185,8 @@ def test_marked_tests_join_the_lease_of_a_wider_fixture(run: Run) -> None:
         def test_first(gpu_lock, model):
             tokens.add(gpu_lock.fencing_token)
 
-        @pytest.mark.gpu_lock(0)
-        @pytest.mark.parametrize("n", range(3))
-        def test_more(n, model, gpu_lock):
+        @pytest.mark.parametrize("gpu", [pytest.param(id, marks=pytest.mark.gpu_lock(id)) for id in (0, 0, "cuda:0")])
+        def test_more(gpu, model, gpu_lock):
             assert gpu_lock.fencing_token == model
             tokens.add(gpu_lock.fencing_token)
 

@@ -7,13 +7,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import redis
 from celery.backends.base import Backend
 
-from aiogpulock import ConfigError, InvalidGpuError, LeaseLostError, LockTimeoutError, sync
+import aiogpulock
+from aiogpulock import ConfigError, InvalidGpuError, LeaseLostError, LockTimeoutError, RedisUnavailableError, sync
 from aiogpulock.celery import GpuTask, current_lease, gpu_lock
 from tests.helpers import wait_until
 from tests.tts.tasks import app, generate, impatient, preview, silence
@@ -92,6 +93,34 @@ def test_a_busy_gpu_and_a_bad_id_are_one_line_for_caller_and_log(caplog: pytest.
     assert "Traceback" not in caplog.text
 
 
+def test_a_redis_that_is_away_is_one_line(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+    monkeypatch.setenv("AIOGPULOCK_REDIS_CONNECT_TIMEOUT", "0.2")
+    assert isinstance(generate.apply(("hello",), task_id="job").result, RedisUnavailableError)
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == 1
+    assert errors[0].startswith("indextts.generate[job]: ")
+    assert "127.0.0.1:1" in errors[0]
+    assert "Traceback" not in caplog.text
+
+
+def test_autoretry_covers_the_wait(client: redis.Redis) -> None:
+    retries: list[BaseException] = []
+
+    class Patient(GpuTask):
+        gpu_lock: ClassVar = {"max_wait_time": 0}
+
+        def on_retry(self, exc: BaseException, *details: Any) -> None:
+            retries.append(exc)
+
+    @app.task(base=Patient, name="patient", shared=False, autoretry_for=(LockTimeoutError,), max_retries=2)
+    def patient() -> None: ...
+
+    with sync.gpu_lock(0), ThreadPoolExecutor(1) as other:
+        assert isinstance(other.submit(patient.apply).result().result, LockTimeoutError)
+    assert [type(error) for error in retries] == [LockTimeoutError, LockTimeoutError]
+
+
 def test_a_lost_lease_fails_the_task() -> None:
     @app.task(base=GpuTask, name="loser", shared=False)
     def loser() -> None:
@@ -100,12 +129,17 @@ def test_a_lost_lease_fails_the_task() -> None:
     assert isinstance(loser.apply().result, LeaseLostError)
 
 
+ERRORS = sorted({name for name in aiogpulock.__all__ if name.endswith("Error")} - {"NvmlError"})
+
+
 @pytest.mark.parametrize("serializer", ["json", "pickle"])
-def test_an_error_arrives_at_the_caller_as_what_it_was(serializer: str) -> None:
+@pytest.mark.parametrize("name", ERRORS)
+def test_every_error_arrives_at_the_caller_as_what_it_was(name: str, serializer: str) -> None:
+    kind = getattr(aiogpulock, name)
+    details = {"reason": "forced", "fencing_token": 3} if kind is LeaseLostError else {}
     backend = Backend(app, serializer=serializer)
-    for error in (LeaseLostError("lost", reason="forced", fencing_token=3), LockTimeoutError("GPU_LOCK_TIMEOUT: …")):
-        arrived = backend.exception_to_python(backend.prepare_exception(error, serializer))
-        assert (type(arrived), str(arrived)) == (type(error), str(error))
+    arrived = backend.exception_to_python(backend.prepare_exception(kind("what to do", **details), serializer))
+    assert (type(arrived), str(arrived)) == (kind, "what to do")
 
 
 def test_there_is_no_lease_outside_of_a_task() -> None:
