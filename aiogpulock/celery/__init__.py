@@ -13,7 +13,7 @@ from importlib.util import find_spec
 if find_spec("celery") is None:
     raise ModuleNotFoundError("aiogpulock.celery needs Celery: pip install 'aiogpulock[celery]'", name="celery")
 
-from aiogpulock.celery.child_watch import connect
+from aiogpulock.celery.pool import connect
 from aiogpulock.celery.task import GpuTask, current_lease, gpu_lock
 
 __all__ = ["GpuTask", "current_lease", "gpu_lock"]

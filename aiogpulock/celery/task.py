@@ -15,7 +15,7 @@ from celery import Task, current_task
 from celery.exceptions import Retry, TaskPredicate
 
 from aiogpulock import sync
-from aiogpulock.celery.child_watch import announce
+from aiogpulock.celery.pool import announce
 from aiogpulock.errors import GpuLockError
 
 logger = logging.getLogger(__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -33,6 +34,7 @@ def client(server: RealServer) -> Iterator[Celery]:
     try:
         yield app
     finally:
+        gc.collect()  # a result that is dropped later would ask a server that is gone, for 20 s
         app.backend.result_consumer.stop()
         app.backend.client.close()
         app.close()
