@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from benchmarks import plots, prose
 from benchmarks.arena import Arena
 from benchmarks.environment import describe
-from benchmarks.peers import Peer, peers
+from benchmarks.peers import ROOT, Peer, peers
 from benchmarks.results import Report, Result
 from benchmarks.scenarios import NAMES, Stage, load
 
@@ -40,7 +40,8 @@ def main() -> int:
         results.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
     plots.draw(report, pictures)
     if folder == PUBLISHED:
-        prose.write(report, README, pictures)
+        prose.write(prose.figures(report, pictures.relative_to(README.parent)), README)
+        prose.write(prose.summary(report), ROOT / "README.md")
     else:
         (folder / "figures.md").write_text(prose.figures(report, Path("pictures")))
     console.print("\n".join(prose.targets(report)), markup=False)

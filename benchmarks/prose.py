@@ -1,21 +1,54 @@
-"""The tables of README.md, made from a report."""
+"""What is written of a report: the tables of README.md here, and the summary in the project's own."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks.peers import OURS
 from benchmarks.results import Report, Result, Table, shown
 
 START, END = "<!-- figures: written by python -m benchmarks -->", "<!-- end of figures -->"
 
 
-def write(report: Report, readme: Path, pictures: Path) -> None:
-    """Put the figures between the two marks of `readme`."""
-    before, _, rest = readme.read_text().partition(START)
+def write(text: str, page: Path) -> None:
+    """Put `text` between the two marks of `page`. Raises `ValueError` if it has none."""
+    before, _, rest = page.read_text().partition(START)
     _, _, after = rest.partition(END)
     if END not in rest:
-        raise ValueError(f"{readme} has no marks {START!r} and {END!r}")
-    readme.write_text(f"{before}{START}\n\n{figures(report, pictures.relative_to(readme.parent))}\n{END}{after}")
+        raise ValueError(f"{page} has no marks {START!r} and {END!r}")
+    page.write_text(f"{before}{START}\n\n{text}\n{END}{after}")
+
+
+SUMMARY = (
+    ("hand-off to another process, median", "handoff", 0, "p50"),
+    ("hand-offs that reach the other process", "handoff", 0, "cross over"),
+    ("per hand-off, 1,000 waiters", "waiters", 0, "1,000 waiters"),
+    ("connections for 1,000 waiters", "waiters", 0, "connections in all"),
+    ("next one in after `kill -9` of the holder (leases of 3 s)", "recovery", 1, "holder killed here"),
+    ("Redis restarted empty while the lock is held", "recovery", 1, "server restarted empty"),
+    ("uncontended acquire and release, median", "uncontended", 0, "p50"),
+)
+"""What a reader of the project's page wants to know: in words, scenario, table, column."""
+BESIDE = ("redis-fifo-lock", "python-redis-lock", "redis-py Lock")
+
+
+def summary(report: Report) -> str:
+    """A short table of this library beside three others."""
+    cast = (OURS.title, *BESIDE)
+    tables = {result.scenario: result.tables for result in report.results}
+    lines = ["| | " + " | ".join(cast) + " |", "|---|" + "--:|" * len(cast)]
+    for words, scenario, number, column in SUMMARY:
+        cells = [_cell(tables[scenario][number], who, column) for who in cast]
+        lines.append(f"| {words} | " + " | ".join(cells) + " |")
+    where = report.environment
+    lines += ["", f"`{where['command']}`, {where['date'][:10]}, {where['processor']}: read the ratios."]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(table: Table, who: str, column: str) -> str:
+    at = [each.name for each in table.columns].index(column)
+    row = next((row for row in table.rows if row.who == who), None)
+    return shown(row.values[at] if row is not None else None, table.columns[at].unit)
 
 
 def figures(report: Report, pictures: Path) -> str:

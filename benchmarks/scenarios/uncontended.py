@@ -6,6 +6,7 @@ from benchmarks.arena import Contender, DoesNotRunError, contest
 from benchmarks.contender import Order, Setup
 from benchmarks.measure import spread
 from benchmarks.peers import OURS, Peer, floor
+from benchmarks.python_costs import python_costs
 from benchmarks.record_costs import record_costs
 from benchmarks.results import Bars, Column, Result, Row, Table, at_most
 from benchmarks.scenarios import Stage
@@ -20,19 +21,22 @@ def run(stage: Stage) -> Result:
     cast = [OURS, scripts, trivial, floor("asyncio_lock"), *stage.peers]
     table, figures = _contest(stage, cast, trivial)
     ours, raw, least = (figures[peer.title] for peer in (OURS, scripts, trivial))
+    stage.say("records")
     costs = record_costs(stage.arena.server, stage.pick(2000, 400))
+    stage.say("profile")
+    profile = python_costs(stage.arena.server.url, stage.pick(12.0, 2.0))
     return Result(
         "uncontended",
         TITLE,
         run.__doc__ or "",
-        [table, costs.table],
+        [table, profile, costs.table],
         [
             at_most(
                 "Python's share: against the two shipped scripts, sent raw through the same client",
                 ours / raw, 1.20, "x",
-                f"Of {(ours - raw) * 1e6:.0f} µs, no step takes more than 6: the request and its id, the waiter and "
-                "its room, two more deadlines, hold, lease and finalizer, heartbeat and guard, isolated leaving: each "
-                "is a promise; what was computed twice is gone",
+                "The profile by part shows no step that stands out: what is left are the promises, a request of its "
+                "own, a waiter that can be withdrawn, deadlines, a lease that tells its loss, a release that nothing "
+                "masks. What was computed twice or for nobody is gone",
             ),
             at_most(
                 "against two trivial EVALSHA",

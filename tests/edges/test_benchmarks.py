@@ -25,10 +25,11 @@ def test_a_run_writes_results_pictures_and_figures(tmp_path: Path) -> None:
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
     assert ended.returncode == 0, ended.stderr
     report = msgspec.json.decode((tmp_path / "results.json").read_bytes(), type=Report)
-    (table, records) = report.results[0].tables
+    (table, profile, records) = report.results[0].tables
     p50 = {row.who: row.values[0] for row in table.rows}
     assert p50["two trivial EVALSHA"] < p50[OURS.title], "a lock costs more than its floor"
     assert len(records.rows) > 5
+    assert len(profile.rows) > 5
     assert {path.suffix for path in (tmp_path / "pictures").iterdir()} == {".svg", ".png"}
     assert f"| {OURS.title} |" in (tmp_path / "figures.md").read_text()
 
@@ -76,9 +77,9 @@ def test_a_missed_target_comes_with_its_reason_and_a_met_one_without() -> None:
 def test_figures_are_replaced_where_they_stood(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text((ROOT / "benchmarks" / "README.md").read_text())
-    write(_report(), readme, tmp_path / "pictures")
+    write(figures(_report(), Path("pictures")), readme)
     once = readme.read_text()
-    write(_report(), readme, tmp_path / "pictures")
+    write(figures(_report(), Path("pictures")), readme)
     assert readme.read_text() == once
     assert once.count(START) == 1
     assert "| ours | 1 ms |" in once
