@@ -9,6 +9,8 @@ NEEDED = ("click", "rich")
 HOW_TO_INSTALL = "pip install 'aiogpulock[cli]'"
 USAGE = 2
 """The exit status of a call that cannot be carried out as it stands."""
+INTERRUPTED = 130
+"""The exit status after Ctrl-C."""
 
 
 def main() -> None:
@@ -17,6 +19,9 @@ def main() -> None:
     if missing:
         sys.stderr.write(f"the aiogpulock command needs {' and '.join(missing)}: {HOW_TO_INSTALL}\n")
         sys.exit(USAGE)
-    from aiogpulock.cli.app import aiogpulock
+    try:
+        from aiogpulock.cli.app import aiogpulock
 
-    aiogpulock(prog_name="aiogpulock")
+        aiogpulock(prog_name="aiogpulock")
+    except KeyboardInterrupt:  # while it starts
+        sys.exit(INTERRUPTED)
