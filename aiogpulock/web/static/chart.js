@@ -1,7 +1,7 @@
 // A chart of durations: one dot per hold, time to the right, a logarithmic scale upwards.
 
 import { setText, svg } from "./dom.js";
-import { duration, gpuName, timeOfDay } from "./format.js";
+import { duration, timeOfDay } from "./format.js";
 
 const MARKS = new Map([
   [0.001, "1 ms"], [0.01, "10 ms"], [0.1, "100 ms"], [1, "1 s"], [10, "10 s"], [60, "1 min"], [600, "10 min"],
@@ -66,7 +66,7 @@ function draw(points, what, median, values, now) {
   const dots = points.map((point) =>
     svg("circle", {
       class: point.event === "released" ? "dot" : "dot bad", cx: x(point.at), cy: y(point[what]), r: 3,
-    }, svg("title", {}, `${gpuName(point.gpu)} ${point.task}: ${duration(point[what])}, ${point.event}`)));
+    }, svg("title", {}, `${point.gpu} ${point.task}: ${duration(point[what])}, ${point.event}`)));
   const middle = svg("line", { class: "median", x1: LEFT, x2: WIDTH - RIGHT, y1: y(median), y2: y(median) });
   return [...lines, ...ends, middle, ...dots];
 }

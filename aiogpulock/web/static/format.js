@@ -1,5 +1,7 @@
 // Text for times, sizes and names.
 
+const UUID = /^(GPU|MIG)-[0-9a-f]{8}-[0-9a-f-]{27}$/i;
+
 // Two figures are enough: 840 ms, 3.2 s, 2m 10s, 4h 05m, 3d 4h.
 export function duration(seconds) {
   if (!Number.isFinite(seconds)) return "–";
@@ -38,9 +40,11 @@ export function gibibytes(bytes) {
   return gib < 9.95 ? gib.toFixed(1) : String(Math.round(gib));
 }
 
-// Indices are shown as people say them; a UUID and a free name stand for themselves.
-export function gpuName(id) {
-  return /^\d+$/.test(id) ? `GPU ${id}` : id;
+// As people say it: by its index where it is a device of the server's host, else by what it is locked by.
+export function gpuName({ id, device }) {
+  const index = device?.index ?? (/^\d+$/.test(id) ? id : null);
+  if (index !== null) return `GPU ${index}`;
+  return UUID.test(id) ? `${id.slice(0, 12)}…` : id;
 }
 
 export function plural(count, one, many) {

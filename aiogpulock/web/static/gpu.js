@@ -17,7 +17,7 @@ const SHOWN_WAITERS = 4;
 // `now()` is the server's time; `onRelease(gpu)` is called where the viewer may release.
 export function gpuPanel(first, now, onRelease) {
   const state = element("span", { class: "state" });
-  const name = element("h3", {}, gpuName(first.id));
+  const name = element("h3");
   const model = element("span", { class: "model" });
   const task = element("p", { class: "task" });
   const age = element("p", { class: "age", "aria-hidden": "true" });
@@ -25,7 +25,7 @@ export function gpuPanel(first, now, onRelease) {
   const usual = element("p", { class: "facts usual" });
   const note = element("p", { class: "note" });
   const used = element("div");
-  const bar = element("div", { class: "bar", role: "meter", "aria-label": `memory of ${gpuName(first.id)}` }, used);
+  const bar = element("div", { class: "bar", role: "meter", "aria-label": `memory of ${gpuName(first)}` }, used);
   const figure = element("span");
   const memory = element("div", { class: "memory" }, bar, figure);
   const waiting = element("h4");
@@ -51,7 +51,8 @@ export function gpuPanel(first, now, onRelease) {
   panel.update = (next) => {
     gpu = next;
     const holder = gpu.holder;
-    setText(model, gpu.device ? modelOf(gpu) : "");
+    setText(name, gpuName(gpu));
+    setText(model, [gpu.device?.name, gpuName(gpu).endsWith(gpu.id) ? "" : gpu.id].filter(Boolean).join(" · "));
     setText(task, holder ? holder.task || "unnamed" : "");
     show(task.parentElement, Boolean(holder));
     show(release, Boolean(holder) && gpu.canRelease);
@@ -121,17 +122,6 @@ export function gpuPanel(first, now, onRelease) {
   return panel;
 }
 
-function modelOf(gpu) {
-  const index = gpu.device.index === null || gpu.id === String(gpu.device.index) ? "" : `GPU ${gpu.device.index} here`;
-  return [index, gpu.device.name].filter(Boolean).join(" · ");
-}
-
-// The server lists the first hundred.
-function unlisted(gpu) {
-  const rest = gpu.waiters - gpu.queue.length;
-  return rest > 0 ? `show fewer (${rest} are not listed)` : "show fewer";
-}
-
 function factsOf(gpu, left) {
   if (gpu.state === "foreign") return "set by another program: no lease, no queue";
   const parts = [where(gpu.holder)];
@@ -148,5 +138,5 @@ function expectedWait(typical, position, held) {
 
 export function describe(gpu) {
   const holder = gpu.holder ? `held by ${gpu.holder.task || "unnamed"}` : STATES[gpu.state];
-  return `${gpuName(gpu.id)} ${holder}${gpu.waiters ? `, ${plural(gpu.waiters, "waits", "wait")}` : ""}`;
+  return `${gpuName(gpu)} ${holder}${gpu.waiters ? `, ${plural(gpu.waiters, "waits", "wait")}` : ""}`;
 }

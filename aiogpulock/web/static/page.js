@@ -20,6 +20,8 @@ let announceAfter = 0;
 
 const now = () => Date.now() / 1000 + ahead;
 
+const nameOf = (id) => gpuName(view.gpus.find((gpu) => gpu.id === id) ?? { id });
+
 follow("events", {
   onClock(time) { ahead = time - Date.now() / 1000; },
   onView(next) { view = next; render(); },
@@ -63,7 +65,7 @@ function renderChoice(gpus) {
   const chosen = choice.value;
   const ids = gpus.map((gpu) => gpu.id);
   if (ids.join() === [...choice.options].slice(1).map((option) => option.value).join()) return;
-  choice.replaceChildren(choice.options[0], ...ids.map((id) => element("option", { value: id }, gpuName(id))));
+  choice.replaceChildren(choice.options[0], ...ids.map((id) => element("option", { value: id }, nameOf(id))));
   choice.value = ids.includes(chosen) ? chosen : "";
 }
 
@@ -72,7 +74,8 @@ function renderCharts() {
   const chosen = at("chart-gpu").value;
   const points = view.holds
     .map((values) => Object.fromEntries(HOLD_FIELDS.map((name, index) => [name, values[index]])))
-    .filter((point) => chosen === "" || point.gpu === chosen);
+    .filter((point) => chosen === "" || point.gpu === chosen)
+    .map((point) => ({ ...point, gpu: nameOf(point.gpu) }));
   charts.wait(points, now());
   charts.hold(points, now());
 }
@@ -97,7 +100,7 @@ function eventRow(event) {
   const row = element(
     "tr", {},
     element("td", { class: "time" }, element("time", { datetime: new Date(event.at * 1000).toISOString() })),
-    element("td", { class: "gpu-id" }, gpuName(event.gpu_id)),
+    element("td", { class: "gpu-id", title: event.gpu_id }, nameOf(event.gpu_id)),
     element("td", { class: "task" }, event.task_name || "–"),
     element("td", { class: "what" }, details ? `${what} (${details})` : what),
     element("td", { class: "number", "data-label": "waited" }, held ? duration(event.wait) : "–"),

@@ -21,7 +21,7 @@ export function releaseDialog(dialog) {
     gpu = chosen;
     const place = where(gpu.holder);
     setText(dialog.querySelector("#release-what"),
-      `${gpuName(gpu.id)} is held by ${gpu.holder.task || "unnamed"}${place ? ` (${place})` : ""}.`);
+      `${gpuName(gpu)} is held by ${gpu.holder.task || "unnamed"}${place ? ` (${place})` : ""}.`);
     show(problem, false);
     dialog.showModal();
   };
