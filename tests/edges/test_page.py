@@ -158,8 +158,13 @@ async def test_the_memory_of_this_host_s_gpus_is_shown(server: RealServer, brows
         await browser.open(url)
         await browser.until_text(".gpu .memory", "20 of 80 GiB in use")
         assert await browser.texts(".gpu h3") == ["GPU 0", "GPU 1"]
-        assert nvml_sim.uuid(0) in await browser.text(".gpu .model")
+        assert nvml_sim.uuid(0)[:12] in await browser.text(".gpu .model")
+        assert await browser.run("return document.querySelector('.gpu h3').title") == nvml_sim.uuid(0)
         assert await browser.run("return document.querySelector('.bar').getAttribute('aria-valuenow')") == "25"
+        async with manager.lock(1):
+            pass
+        await browser.until_text("#events", "memory freed")
+        assert await browser.texts("#events .notable") == [], "nothing is wrong"
         sim.use(0, 40 * GiB)
         await browser.until_text(".gpu .memory", "40 of 80 GiB in use")
 

@@ -44,6 +44,11 @@ export function gibibytes(bytes) {
 export function gpuName({ id, device }) {
   const index = device?.index ?? (/^\d+$/.test(id) ? id : null);
   if (index !== null) return `GPU ${index}`;
+  return shortId(id);
+}
+
+// The first block of a UUID tells devices apart.
+export function shortId(id) {
   return UUID.test(id) ? `${id.slice(0, 12)}…` : id;
 }
 

@@ -1,7 +1,7 @@
 // One GPU: who has it, since when, its memory, and who waits.
 
 import { element, keyed, setText, show } from "./dom.js";
-import { clock, duration, gibibytes, gpuName, plural, roughly, where } from "./format.js";
+import { clock, duration, gibibytes, gpuName, plural, roughly, shortId, where } from "./format.js";
 
 const STATES = {
   free: "free",
@@ -52,7 +52,9 @@ export function gpuPanel(first, now, onRelease) {
     gpu = next;
     const holder = gpu.holder;
     setText(name, gpuName(gpu));
-    setText(model, [gpu.device?.name, gpuName(gpu).endsWith(gpu.id) ? "" : gpu.id].filter(Boolean).join(" · "));
+    setText(model, [gpu.device?.name.replace(/^NVIDIA /, ""), gpuName(gpu).endsWith(gpu.id) ? "" : shortId(gpu.id)]
+      .filter(Boolean).join(" · "));
+    name.title = gpu.id;
     setText(task, holder ? holder.task || "unnamed" : "");
     show(task.parentElement, Boolean(holder));
     show(release, Boolean(holder) && gpu.canRelease);

@@ -2,7 +2,8 @@
 
 import { durationChart } from "./chart.js";
 import { element, keyed, setText, show } from "./dom.js";
-import { duration, gpuName, plural, timeOfDay } from "./format.js";
+import { eventRow } from "./events.js";
+import { gpuName, plural } from "./format.js";
 import { describe, gpuPanel } from "./gpu.js";
 import { releaseDialog } from "./release.js";
 import { follow } from "./stream.js";
@@ -87,29 +88,10 @@ function renderEvents() {
     seen.set(name, (seen.get(name) ?? 0) + 1);
     return { ...event, key: `${name} ${seen.get(name)}` };
   });
-  keyed(at("events").tBodies[0], rows, (event) => event.key, eventRow);
+  keyed(at("events").tBodies[0], rows, (event) => event.key,
+    (event) => eventRow(event, nameOf, now));
   show(at("events"), rows.length > 0);
   show(at("no-events"), rows.length === 0);
-}
-
-function eventRow(event) {
-  const held = event.fencing_token > 0;
-  const reason = [event.event, "normal"].includes(event.reason) ? "" : event.reason;
-  const what = [event.event, reason].filter(Boolean).join(", ").replaceAll("_", " ");
-  const details = Object.entries(event.details).map(([name, value]) => `${name} ${value}`).join(", ");
-  const row = element(
-    "tr", {},
-    element("td", { class: "time" }, element("time", { datetime: new Date(event.at * 1000).toISOString() })),
-    element("td", { class: "gpu-id", title: event.gpu_id }, nameOf(event.gpu_id)),
-    element("td", { class: "task" }, event.task_name || "–"),
-    element("td", { class: "what" }, details ? `${what} (${details})` : what),
-    element("td", { class: "number", "data-label": "waited" }, held ? duration(event.wait) : "–"),
-    element("td", { class: "number", "data-label": "held" }, held ? duration(event.hold) : "–"),
-    element("td", { class: "actor" }, event.actor),
-  );
-  if (event.event !== "released" || reason) row.className = "notable";
-  row.update = () => setText(row.querySelector("time"), timeOfDay(event.at, now()));
-  return row;
 }
 
 function renderAbout() {
