@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from aiogpulock.json_lines import JsonLines
-from aiogpulock.keys import LockKeys
+from aiogpulock.keys import LockKeys, printable
 from aiogpulock.models import Alert, AlertLevel, CriticalFailure
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def log_alert(alert: Alert) -> None:
     """The default alert hook: one line in the log."""
     level = logging.WARNING if alert.level == "warning" else logging.CRITICAL
     extra = {"alert_type": alert.type, "lock_key": alert.lock_key}
-    logger.log(level, "%s: %s", alert.type, alert.message, extra=extra)
+    logger.log(level, "%s: %s", printable(alert.type), printable(alert.message), extra=extra)
 
 
 def default_log_path() -> Path:

@@ -80,9 +80,13 @@ def check_gpu_id(gpu_id: int | str) -> str:
     return text
 
 
+def printable(text: str) -> str:
+    """Replace control characters: whoever may write to Redis could otherwise write to a terminal."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def clean_task_name(name: str) -> str:
     """Replace control characters and cut to 256 bytes: names reach terminals, logs and pages."""
     if name.isascii() and name.isprintable() and len(name) <= TASK_NAME_BYTES:
         return name
-    flat = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", name)
-    return flat.encode("utf-8", "replace")[:TASK_NAME_BYTES].decode("utf-8", "ignore")
+    return printable(name).encode("utf-8", "replace")[:TASK_NAME_BYTES].decode("utf-8", "ignore")

@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from aiogpulock.keys import printable
 from aiogpulock.models import Alert
 
 _MARKUP = {"<": "\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}", ">": "\N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK}"}
@@ -43,9 +44,10 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True):
             *([f"record: {msgspec.json.encode(alert.record).decode()}"] if alert.record else []),
             *([f"{self.held_back} further notices were held back"] if self.held_back else []),
         ]
-        return _harmless("\n".join(lines))
+        return "\n".join(map(_harmless, lines))
 
 
 def _harmless(text: str) -> str:
     """Task names come from anybody: they must neither be markup nor call people in somebody's chat."""
-    return _MENTION.sub("@\N{ZERO WIDTH SPACE}", "".join(_MARKUP.get(character, character) for character in text))
+    plain = "".join(_MARKUP.get(character, character) for character in printable(text))
+    return _MENTION.sub("@\N{ZERO WIDTH SPACE}", plain)

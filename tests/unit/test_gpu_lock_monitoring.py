@@ -641,3 +641,35 @@ async def test_a_holder_that_no_message_reaches_learns_the_reason_from_its_relea
     with pytest.raises(LeaseLostError) as lost:
         await lease.release()
     assert lost.value.reason == "forced_by_monitor"
+
+
+async def test_escapes_that_somebody_wrote_into_redis_reach_no_terminal(
+    manager: GpuLockManager, redis_cleanup: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    lock = RawLock(redis_cleanup)
+    lock.hold("h", task="\x1b[31mred\n")
+    redis_cleanup.hset(lock.key("holder"), "since", 1)
+    redis_cleanup.zadd("{gpu_lock}:index", {"0": 1})
+    redis_cleanup.expire("{gpu_lock}:index", 60)
+    monitor = GpuLockMonitor(manager)
+    await monitor.round()
+    await monitor.close()
+    redis_cleanup.delete(lock.keys.lock, lock.key("holder"), lock.key("heartbeat"))
+    [told] = [record.getMessage() for record in caplog.records if "lock_hard_timeout" in record.getMessage()]
+    assert "red" in told
+    assert told.isprintable()
+
+
+async def test_a_round_on_a_hung_server_ends_and_so_does_the_monitor(own_server: RealServer) -> None:
+    manager = GpuLockManager(own_server.url, redis={"connect_timeout": 0.3}, restart_grace=0)
+    async with manager:
+        monitor = GpuLockMonitor(manager)
+        assert not (await monitor.round()).error
+        own_server.pause()
+        began = time.monotonic()
+        seen = await monitor.round()
+        await monitor.close()
+        took = time.monotonic() - began
+        own_server.resume()
+    assert "is not available" in seen.error
+    assert took < 10
