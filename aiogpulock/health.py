@@ -94,7 +94,7 @@ class Health:
         findings = [
             *(Finding("lock", "critical", str(error)) for error in found if isinstance(error, ProtocolError)),
             *(server_findings(info, self._client.where)),
-            *_clock_findings(server_ahead, self._client.where),
+            *clock_findings(server_ahead, self._client.where),
             *(Finding("quarantine", "warning", f"{lock.key}: {lock.quarantine}") for lock in locks if lock.quarantine),
         ]
         if self._census.scan_refused:
@@ -148,7 +148,8 @@ def _long_held(locks: list[LockSnapshot], limit: float) -> list[LongHeldLock]:
     ]
 
 
-def _clock_findings(ahead: float, where: str) -> list[Finding]:
+def clock_findings(ahead: float, where: str) -> list[Finding]:
+    """What is wrong with a server's clock that is `ahead` of this host's, in seconds."""
     if abs(ahead) <= CLOCK_TOLERANCE:
         return []
     text = (

@@ -105,18 +105,23 @@ class GpuLockMonitor:
         await self.close()
 
     async def close(self) -> None:
-        """Stop, and close the manager if it is the monitor's own. Idempotent."""
+        """Stop, and close the manager if it is the monitor's own. Idempotent.
+
+        Raises `ManagerClosedError` if the rounds have ended because the manager was closed before.
+        """
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
-            if not task.cancelled() and (failure := task.exception()) is not None:
-                raise failure
-        await self._resign()
-        if self._owns_alerts:
-            await self._alerts.close()
-        if self._owns_manager:
-            await self.manager.close()
+        try:
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+                if not task.cancelled() and (failure := task.exception()) is not None:
+                    raise failure
+        finally:
+            await self._resign()
+            if self._owns_alerts:
+                await self._alerts.close()
+            if self._owns_manager:
+                await self.manager.close()
 
     async def _resign(self) -> None:
         if not self.manager.unusable:

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 import redis
 
-from aiogpulock import ConfigError, GpuLockManager, GpuLockMonitor, LeaseLostError
+from aiogpulock import ConfigError, GpuLockManager, GpuLockMonitor, LeaseLostError, ManagerClosedError
 from aiogpulock.alerts import Alerts
 from aiogpulock.config import AlertSettings
 from aiogpulock.liveness import start_time, this_process
@@ -673,3 +673,13 @@ async def test_a_round_on_a_hung_server_ends_and_so_does_the_monitor(own_server:
         own_server.resume()
     assert "is not available" in seen.error
     assert took < 10
+
+
+async def test_a_monitor_whose_manager_is_closed_says_so_at_its_end(redis_url: str) -> None:
+    manager = GpuLockManager(redis_url)
+    monitor = GpuLockMonitor(manager, monitor_interval=0.01)
+    with pytest.raises(ManagerClosedError):
+        async with monitor:
+            await manager.close()
+            await asyncio.sleep(0.1)
+    await monitor.close()

@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from aiogpulock import GpuLockManager, ManagerClosedError
+from aiogpulock.health import CLOCK_TOLERANCE, clock_findings
 from aiogpulock.rates import RateWindow, Totals
 from tests.acl import LEAST_PRIVILEGES
 from tests.servers import RealServer
@@ -210,3 +211,10 @@ def test_counters_that_began_anew_are_no_negative_rates() -> None:
     window.rates(0, Totals(attempts=1000, acquisitions=1000))
     after = window.rates(10, Totals(attempts=10, acquisitions=5, timeouts=5))
     assert (after.window, after.timeout_rate, after.total_locks) == (None, 0.5, 5)
+
+
+def test_a_clock_that_is_off_is_told_of_in_either_direction() -> None:
+    assert clock_findings(CLOCK_TOLERANCE, "here") == []
+    ahead, behind = clock_findings(90, "here"), clock_findings(-90, "here")
+    assert "is 90.0 s ahead of this host's" in ahead[0].message
+    assert "is 90.0 s behind this host's" in behind[0].message
