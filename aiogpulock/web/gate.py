@@ -21,6 +21,8 @@ from aiogpulock.api import gpu_lock
 from aiogpulock.default import default_manager
 from aiogpulock.errors import (
     AuthenticationError,
+    DeviceBusyError,
+    DeviceQuarantinedError,
     GpuLockError,
     LeaseLostError,
     LockTimeoutError,
@@ -39,6 +41,13 @@ logger = logging.getLogger(__name__)
 
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that has gone: servers log it, and it reaches nobody."""
+UNAVAILABLE = (
+    RedisUnavailableError,
+    AuthenticationError,
+    ManagerClosedError,
+    DeviceBusyError,
+    DeviceQuarantinedError,
+)
 KEEP_ESTIMATE = 1.0
 """Seconds: under load many are turned away, and they need not all ask Redis."""
 LONGEST_RETRY = 3600
@@ -52,9 +61,9 @@ class GpuGate:
     and `stream` for streamed responses.
 
     A full queue and a wait beyond `max_wait_time` are answered with 503 and a Retry-After that the queue's history
-    tells; so is Redis being away, and a lease that is lost. The request's body is read before it queues: a slow upload
-    holds nothing. A client that goes away leaves the queue; once it has the GPU, its handler runs to its end, since
-    work on a GPU cannot be stopped anywhere.
+    tells; so is Redis being away, a GPU whose memory is not free (`gpu_memory`), and a lease that is lost. The body of
+    a request is read before it queues: a slow upload holds nothing. A client that goes away leaves the queue; once it
+    has the GPU, its handler runs to its end, since work on a GPU cannot be stopped anywhere.
 
     Takes what `gpu_lock` takes; `task_name` is the request's method and path by default. Raises `InvalidGpuError` and
     `ConfigError` at once.
@@ -110,7 +119,7 @@ class GpuGate:
             logger.info("turned away: %s", error)
             retry = await self._retry_after()
             raise _unavailable(f"the GPU is busy: try again in {retry} s", retry) from error
-        except (RedisUnavailableError, AuthenticationError, ManagerClosedError) as error:
+        except UNAVAILABLE as error:
             logger.warning("turned away: %s", error)
             raise _unavailable("the GPU cannot be had now: try again later", RETRY_AFTER) from error
 

@@ -19,6 +19,10 @@ from starlette.routing import Route
 from aiogpulock import ConfigError, GpuLockManager, InvalidGpuError, Lease
 from aiogpulock.web import GpuGate
 from tests.edges.browser import served, waiting_elsewhere
+from tests.gpu.conftest import driver_folder as driver_folder
+from tests.gpu.conftest import gpu_manager as gpu_manager
+from tests.gpu.conftest import sim as sim
+from tests.nvml_sim import GiB, Simulation
 from tests.servers import RealServer
 from tests.unit.support import eventually, force, held_elsewhere, waiters
 
@@ -144,6 +148,17 @@ async def test_without_redis_it_is_503_too(own_server: RealServer, make_app: Mak
         answer = await client.post("/work")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
     await manager.close()
+
+
+async def test_a_gpu_without_enough_free_memory_is_503_too(
+    gpu_manager: GpuLockManager, sim: Simulation, make_app: MakeApp
+) -> None:
+    sim.device(0).unattributed = 70 * GiB
+    gpu = GpuGate(0, manager=gpu_manager, gpu_memory={"require_free": "20GiB", "settle_time": 0.1})
+    async with served(make_app(gpu, Work())) as url, httpx.AsyncClient(base_url=url) as client:
+        answer = await client.post("/work")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    await free(gpu_manager)
 
 
 @pytest.mark.parametrize("path", ["/work", "/stream"])
