@@ -75,3 +75,12 @@ async def test_told_to_end_it_turns_the_waiting_away_and_serves_who_has_the_gpu(
     (lock,) = await manager.status()
     assert (lock.value, lock.waiters) == (None, 0)
     assert [event.event for event in await manager.history(0)] == ["released"], "nobody else had the GPU"
+
+
+def test_told_to_end_it_does_not_wait_for_those_who_watch_the_page(server: RealServer) -> None:
+    with example_server(server) as (process, url), httpx.stream("GET", f"{url}/gpu/events") as stream:
+        lines = stream.iter_lines()
+        while next(lines) != "event: view":
+            pass
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == -signal.SIGTERM  # its own patience is 60 s

@@ -70,3 +70,15 @@ def test_without_redis_it_serves_and_says_so() -> None:
         assert httpx.get(f"{url}/livez").status_code == 200
         assert httpx.get(f"{url}/readyz").status_code == 503
         assert "GPU locks" in httpx.get(url).text
+
+
+@pytest.mark.parametrize(
+    ("missing", "name"), [("starlette", "GpuGate"), ("sse_starlette", "create_app"), ("uvicorn", "serve")]
+)
+def test_without_the_extra_it_says_what_to_install(missing: str, name: str) -> None:
+    program = f"import sys; sys.modules[{missing!r}] = None; from aiogpulock.web import {name}"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith(f"ImportError: aiogpulock.web needs {missing}")
+    assert last.endswith("pip install 'aiogpulock[server]'")
