@@ -170,7 +170,9 @@ class WaitingRoom:
             recheck = waiter.pace.poll if reply.recheck_in is None else min(reply.recheck_in, waiter.pace.poll)
             waiter.wake_in(recheck + self.AFTER_DEADLINE)
         elif reply.recheck_in is not None:
-            late = min(reply.position - 1, self.WATCHERS) * waiter.claim_window
+            # Whoever has been granted the lock keeps its seat until the claim: it stands ahead, and may be frozen.
+            ahead = max(0, reply.position - 1 - (reply.holder_phase == "granted"))
+            late = min(ahead, self.WATCHERS) * waiter.claim_window
             waiter.wake_in(reply.recheck_in + late + self.AFTER_DEADLINE)
         process = _parse_process(reply.holder_process)
         return process is not None and self._watch.watch(process, self._on_death)

@@ -222,13 +222,13 @@ class Arena:
         return Usage(info["total_reads_processed"], cpu, info["connected_clients"] - 1)
 
     def wait_until_quiet(self, most: float) -> None:
-        """Until fewer than 20 requests came within 0.25 s, or for `most` seconds: those who poll are never quiet."""
-        until = time.monotonic() + most
-        while time.monotonic() < until:
-            before = self.usage()
+        """Until nobody came and little was asked for 0.75 s, or for `most` seconds: those who poll are never quiet."""
+        until, quiet, before = time.monotonic() + most, 0, self.usage()
+        while time.monotonic() < until and quiet < 3:
             time.sleep(0.25)
-            if self.usage().since(before).requests < 20:
-                return
+            now = self.usage()
+            calm = now.connections == before.connections and now.since(before).requests < 20
+            quiet, before = quiet + 1 if calm else 0, now
 
 
 def _environment() -> dict[str, str]:

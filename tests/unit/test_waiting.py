@@ -118,6 +118,13 @@ async def test_a_check_wakes_the_first_in_line_and_the_others_in_turn() -> None:
     room.close()
 
 
+async def test_behind_a_grant_that_is_not_claimed_the_next_one_looks_when_its_window_ends() -> None:
+    room = Room()
+    waiters = [room.enter(str(position), position, recheck_in=1.5, holder_phase="granted") for position in (2, 3)]
+    assert [round(due(waiter) or 0, 1) for waiter in waiters] == [1.5, 3.5]
+    room.close()
+
+
 async def test_the_first_three_look_at_the_holder_s_deadline_one_claim_window_apart() -> None:
     room = Room()
     waiters = [room.enter(str(position), position, recheck_in=10.0) for position in range(1, 5)]
