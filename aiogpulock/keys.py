@@ -9,6 +9,7 @@ from functools import lru_cache
 from aiogpulock.errors import ConfigError, InvalidGpuError
 
 _GPU_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_NEGATIVE = re.compile(r"-\d+")
 _NAMESPACE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -72,9 +73,9 @@ def check_gpu_id(gpu_id: int | str) -> str:
         raise InvalidGpuError(
             f"gpu_id {gpu_id!r} is a {type(gpu_id).__name__}: pass an index or a name: gpu_lock(0), @gpu_lock('cuda:0')"
         )
-    if isinstance(gpu_id, int) and gpu_id < 0:
-        raise InvalidGpuError(f"gpu_id {gpu_id} is negative: GPU indices start at 0")
     text = str(gpu_id)
+    if _NEGATIVE.fullmatch(text):
+        raise InvalidGpuError(f"gpu_id {text} is negative: GPU indices start at 0")
     if not _GPU_ID.fullmatch(text):
         raise InvalidGpuError(f"gpu_id {text!r} must match {_GPU_ID.pattern} (letters, digits and . _ : -)")
     return text

@@ -273,7 +273,7 @@ async def test_a_full_queue_refuses_the_next_waiter_and_only_that(manager: GpuLo
 # what is refused, and what is forgotten
 
 
-@pytest.mark.parametrize("gpu_id", [-1, True, "", "x" * 129, "two words", "line\n", 1.5, None, b"0"])
+@pytest.mark.parametrize("gpu_id", [-1, "-1", True, "", "x" * 129, "two words", "line\n", 1.5, None, b"0"])
 def test_a_bad_gpu_id_is_refused_before_any_connection(gpu_id: Any) -> None:
     with pytest.raises(InvalidGpuError, match="gpu_id"):
         gpu_lock(gpu_id)
