@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,18 @@ if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
     from tests.edges.browser import Browser
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_ignored_signals() -> Iterator[None]:
+    """What is ignored here is ignored in every child: under nohup, or in the background of a script."""
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)}
+    for signum, handler in before.items():
+        if handler is signal.SIG_IGN:
+            signal.signal(signum, signal.SIG_DFL)
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.helpers import wait_until
 from tests.raw_scripts import RawLock
 from tests.servers import RealServer
 
@@ -51,7 +52,7 @@ def test_only_the_holder_drains(lock: RawLock) -> None:
 def test_a_draining_holder_that_dies_is_reaped_at_its_deadline(lock: RawLock) -> None:
     token = lock.hold("a", lease=1)
     assert lock.call("heartbeat", "a", token, 1, 600_000, "draining") == ["renewed"]
-    lock.client.execute_command("WAIT", 0, 5)
+    wait_until(lambda: lock.now > int(lock.holder["deadline"]), description="the deadline")
     assert lock.acquire("b")[0] == "held"
     assert lock.holder["dirty"] == "1"
 

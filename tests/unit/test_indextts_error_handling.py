@@ -16,6 +16,7 @@ from celery.backends.base import Backend
 import aiogpulock
 from aiogpulock import ConfigError, InvalidGpuError, LeaseLostError, LockTimeoutError, RedisUnavailableError, sync
 from aiogpulock.celery import GpuTask, current_lease, gpu_lock
+from aiogpulock.celery import task as task_module
 from tests.helpers import wait_until
 from tests.tts.tasks import app, generate, impatient, preview, silence
 
@@ -40,7 +41,7 @@ def test_indextts_on_failure_releases_lock(client: redis.Redis) -> None:
     """What a task still holds when Celery calls its `on_failure` is released there, as a task failure."""
     with ThreadPoolExecutor(1) as thread:
         task = thread.submit(generate.apply, ("an endless text",), {"gpu_id": 0}, task_id="job-1")
-        wait_until(lambda: client.exists(VALUE), description="the task to hold its GPU")
+        wait_until(lambda: "job-1" in task_module._held, description="the task to hold its GPU")
         assert client.get(VALUE).startswith("locked_by_indextts.generate[job-1]:")
         generate.on_failure(RuntimeError("CUDA error"), "job-2", (), {}, None)
         assert client.exists(VALUE), "another task's failure takes nothing away"
