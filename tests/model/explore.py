@@ -177,8 +177,12 @@ class Explorer:
         return ""
 
     def _left_over(self, world: World, state: State) -> str:
-        """A lease that is over is looked at soon while somebody waits: an expiry announces itself to nobody."""
-        if not state.holder or state.holder.deadline or world.notes or world.flights:
+        """A lease that is over is looked at soon while somebody waits: an expiry announces itself to nobody.
+
+        Whom no message told of the new holder looks when the one that it knew would be over.
+        """
+        message_lost = world.faults.message < self.config.faults.message
+        if not state.holder or state.holder.deadline or world.notes or world.flights or message_lost:
             return ""
         soon = 3 * self.config.claim_window  # the first three in line look one window after the other
         waiting = [client for client in world.clients if client.phase == WAIT]
