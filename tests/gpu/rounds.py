@@ -1,6 +1,6 @@
-"""``python -m tests.gpu.rounds URL``: holds GPU 0 once per line of stdin, which is a namespace, and tells when.
+"""``python -m tests.gpu.rounds URL``: holds GPU 0 once per line of stdin, each time on a host of that name; tells when.
 
-A fresh namespace is a host on which nobody has locked a GPU yet.
+A new host, which is another boot id, is one on which nobody has locked a GPU yet.
 """
 
 from __future__ import annotations
@@ -10,24 +10,30 @@ import json
 import sys
 
 from aiogpulock import GpuLockManager, clock
+from aiogpulock.gpu.aliases import Aliases
+from aiogpulock.gpu.finder import Finder
+from aiogpulock.gpu.nvml import shared
 
 
-async def hold_once(url: str, namespace: str) -> dict[str, object]:
-    manager = GpuLockManager(url, redis={"namespace": namespace}, gpu_memory={"nvml": "auto"}, restart_grace=0)
-    async with manager, manager.lock(0) as lease:
+async def hold_once(manager: GpuLockManager, host: str) -> dict[str, object]:
+    parts = manager.parts
+    aliases = Aliases(parts.client.execute_many, manager.namespace, host)
+    parts.finder = Finder(shared(), aliases, 5.0, connected=lambda: parts.inbox.healthy, later=parts.errands.add)
+    async with manager.lock(0) as lease:
         begun = clock.now()
         await asyncio.sleep(0.002)
         return {"key": lease.key, "from": begun, "to": clock.now()}
 
 
-def main(url: str) -> None:
-    with asyncio.Runner() as runner:
-        sys.stdout.write("{}\n")
-        sys.stdout.flush()
-        for line in sys.stdin:
-            sys.stdout.write(json.dumps(runner.run(hold_once(url, line.strip()))) + "\n")
-            sys.stdout.flush()
+async def main(url: str) -> None:
+    reader = asyncio.StreamReader()
+    pipe = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    async with GpuLockManager(url, gpu_memory={"nvml": "auto"}, restart_grace=0) as manager:
+        print("{}", flush=True)
+        while line := await reader.readline():
+            print(json.dumps(await hold_once(manager, line.decode().strip())), flush=True)
+    pipe[0].close()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    asyncio.run(main(sys.argv[1]))
