@@ -40,6 +40,13 @@ class Wanted(NamedTuple):
     """The text of CUDA_VISIBLE_DEVICES."""
 
 
+class Listed(NamedTuple):
+    """What NVML said, and until when that is believed, by `clock.now`."""
+
+    until: float
+    devices: Sequence[GpuDevice] | None
+
+
 class Finder:
     """The devices of one manager. Nobody waits for I/O for a remembered id.
 
@@ -67,7 +74,7 @@ class Finder:
         self._said_at = clock.now()
         self._found: dict[Wanted, tuple[float, Gpu]] = {}
         self._listing = asyncio.Lock()
-        self._listed: tuple[float, Sequence[GpuDevice] | None] = (0.0, None)
+        self._listed = Listed(0.0, None)
 
     async def find(self, gpu_id: str, mode: Mode, nvml: UseNvml, patience: float) -> Gpu:
         """The device and its key. `patience`: seconds to wait where Redis has just restarted.
@@ -81,17 +88,18 @@ class Finder:
             self._later("aliases", self.restore)
         until, gpu = self._found.get(wanted, (0.0, None))
         if gpu is None or clock.now() >= until or not self._connected():
-            devices = await self._devices(wanted)
+            until, devices = await self._devices(wanted)
             gpu = await self._resolve(wanted, devices, self._aliases.within(patience))
             if len(self._found) >= MOST:
                 self.forget()
-            self._found[wanted] = min(clock.now() + REMEMBER, self._listed[0] or float("inf")), gpu
+            self._found[wanted] = until, gpu
         return gpu
 
     async def look(self, gpu_id: str, mode: Mode, nvml: UseNvml) -> Gpu:
         """The same for somebody who only looks: the first word about a GPU is left to those who lock it."""
         wanted = Wanted(gpu_id, mode, "off" if nvml == "off" else "auto", os.environ.get("CUDA_VISIBLE_DEVICES"))
-        return await _identify(wanted, await self._devices(wanted), self._aliases.reading())
+        _, devices = await self._devices(wanted)
+        return await _identify(wanted, devices, self._aliases.reading())
 
     def forget(self) -> None:
         """Redis may restart without its data."""
@@ -108,27 +116,24 @@ class Finder:
                 value,
             )
 
-    async def _devices(self, wanted: Wanted) -> Sequence[GpuDevice] | None:
+    async def _devices(self, wanted: Wanted) -> Listed:
         """What NVML lists; None: nothing, it is not there, or is not to be asked."""
         if wanted.nvml == "off" or (wanted.nvml == "auto" and not means_a_device(wanted.gpu_id)):
-            return None
+            return Listed(clock.now() + REMEMBER, None)
         async with self._listing:  # whoever comes meanwhile is served by one call
-            until, devices = self._listed
-            if clock.now() >= until or (devices is None and wanted.nvml == "required"):
-                devices = await self._list(wanted.nvml)
-            return devices
+            if clock.now() >= self._listed.until or (self._listed.devices is None and wanted.nvml == "required"):
+                self._listed = await self._list(wanted.nvml)
+            return self._listed
 
-    async def _list(self, use: UseNvml) -> Sequence[GpuDevice] | None:
+    async def _list(self, use: UseNvml) -> Listed:
         try:
             devices = await self._nvml.devices()
         except NvmlError as error:
             if use == "required":
                 raise NvmlError(error.status, f"gpu_lock.gpu_memory.nvml is 'required': {error}", error.code) from None
             _notice(error)
-            self._listed = clock.now() + (REMEMBER if error.status == "no_nvml" else REMEMBER_TROUBLE), None
-            return None
-        self._listed = clock.now() + REMEMBER, devices
-        return devices
+            return Listed(clock.now() + (REMEMBER if error.status == "no_nvml" else REMEMBER_TROUBLE), None)
+        return Listed(clock.now() + REMEMBER, devices)
 
     async def _resolve(self, wanted: Wanted, devices: Sequence[GpuDevice] | None, aliases: Aliases) -> Gpu:
         deadline = clock.now() + self._connect_timeout

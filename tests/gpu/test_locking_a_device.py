@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import redis
 
-from aiogpulock import GpuLockManager, InvalidGpuError, LockTimeoutError, NestedLockError
+from aiogpulock import GpuLockManager, InvalidGpuError, LockTimeoutError, NestedLockError, clock
 from aiogpulock.gpu import finder
 from aiogpulock.gpu.aliases import alias_key
 from aiogpulock.gpu.records import Gpu, NvmlError
@@ -135,6 +135,23 @@ async def test_a_free_name_asks_no_driver(gpu_manager: GpuLockManager, sim: Simu
         assert (lease.gpu, lease.key) == (Gpu("my-box"), "gpu_lock:my-box")
         assert "CUDA_VISIBLE_DEVICES" not in lease.env()
     assert sim.call("init").count == 0
+
+
+async def test_a_driver_that_did_not_answer_is_asked_again_after_a_minute_and_meanwhile_nobody_waits_for_it(
+    gpu_manager: GpuLockManager, sim: Simulation
+) -> None:
+    sim.call("count").error = 999
+    for _ in range(3):
+        async with gpu_manager.lock(0) as lease:
+            assert lease.gpu.uuid is None
+    assert sim.call("count").count == 1
+    sim.call("count").error = 0
+    listed = gpu_manager.parts.finder._listed
+    assert 0 < listed.until - clock.now() <= 60
+    gpu_manager.parts.finder._listed = finder.Listed(0.0, None)  # the minute is over
+    gpu_manager.parts.finder.forget()
+    async with gpu_manager.lock(0) as lease:
+        assert lease.gpu == Gpu("0", uuid(0), 0, "Simulated GPU"), "by the first word, and with its device again"
 
 
 @pytest.mark.parametrize("code", [9, 12, 15, 18, 3, 10, 999])
