@@ -211,7 +211,7 @@ def test_a_cold_shutdown_frees_the_lock(server: RealServer, lock: Lock, pool: st
         lock.begin("cold")
         worker.signal(signal.SIGQUIT)
         outcome, _ = lock.end()
-        assert outcome == "released"
+        assert outcome in ("released", "withdrawn")  # the latter before the task has heard of its grant
         worker.wait()
 
 
