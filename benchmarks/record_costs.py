@@ -6,7 +6,6 @@ import secrets
 import statistics
 from collections.abc import Callable
 from importlib import resources
-from typing import NamedTuple
 
 import redis
 
@@ -16,13 +15,6 @@ from tests.servers import RealServer
 
 BATCH = 100
 PROCESS = '{"host":"host","boot":"00000000-0000-0000-0000-000000000000","pidns":1,"timens":1,"processes":[[1,1]]}'
-
-
-class Costs(NamedTuple):
-    table: Table
-    whole: float
-    """Seconds on the server for one acquire and release."""
-    trivial: float
 
 
 def _without(function: str, parameters: str, instead: str = "") -> Callable[[str], str]:
@@ -52,24 +44,22 @@ RECORDS: dict[str, tuple[str, Callable[[str], str]]] = {
 }
 
 
-def record_costs(server: RealServer, rounds: int) -> Costs:
+def record_costs(server: RealServer, rounds: int) -> Table:
     """`rounds` acquire and release pairs of each variant; server time by `commandstats`."""
     prelude = _text("prelude")
     with server.client(decode_responses=False) as client:
         variants = {name: _Pair(client, edit(prelude)) for name, (_, edit) in RECORDS.items()}
         variants["whole"] = _Pair(client, prelude)
-        trivial = client.script_load("return 1")
-        seconds: dict[str, list[float]] = {name: [] for name in [*variants, "trivial"]}
+        seconds: dict[str, list[float]] = {name: [] for name in variants}
         for _ in range(rounds // BATCH):
             for name, pair in variants.items():
                 seconds[name].append(_timed(client, pair.once))
-            seconds["trivial"].append(2 * _timed(client, lambda: client.evalsha(trivial, 0)))
     medians = {name: statistics.median(samples) for name, samples in seconds.items()}
     whole = medians["whole"]
     rows = [Row(name, [whole - medians[name], 100 * (1 - medians[name] / whole), RECORDS[name][0]]) for name in RECORDS]
     rows.append(Row("all of acquire and release", [whole, 100.0, "beside these: the lock, its holder, the fence"]))
     columns = [Column("server time", "s"), Column("share", "%"), Column("what for")]
-    return Costs(Table("what each record costs", columns, rows), whole, medians["trivial"])
+    return Table("what each record costs", columns, rows)
 
 
 def _text(name: str) -> str:

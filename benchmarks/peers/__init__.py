@@ -13,6 +13,7 @@ import sys
 import venv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = ROOT / ".benchmarks"
@@ -55,6 +56,14 @@ class Peer:
             subprocess.run(command, check=True, capture_output=True, text=True)
             complete.touch()
         return str(python)
+
+
+def patience() -> Any:
+    """The retries of `redis.Redis()`, which `from_url` leaves out: a peer's client shall outlive a restart too."""
+    from redis.asyncio.retry import Retry
+    from redis.backoff import ExponentialWithJitterBackoff
+
+    return Retry(ExponentialWithJitterBackoff(base=1, cap=10), 10)
 
 
 def load(module: str) -> Peer:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from benchmarks.contender import Setup
+from benchmarks.peers import patience
 
 TITLE = "pottery AIORedlock"
 REQUIREMENTS = ("pottery==3.0.1", "redis[hiredis]==8.1.0")
@@ -20,6 +21,8 @@ async def opened(setup: Setup) -> AsyncIterator[Callable[[], Any]]:
     from pottery import AIORedlock
     from redis.asyncio import BlockingConnectionPool, Redis
 
-    client = Redis.from_pool(BlockingConnectionPool.from_url(setup.url, max_connections=50, timeout=None))
+    client = Redis.from_pool(
+        BlockingConnectionPool.from_url(setup.url, max_connections=50, timeout=None, retry=patience())
+    )
     yield lambda: AIORedlock(key=setup.lock, masters={client}, auto_release_time=setup.lease)
     await client.aclose()

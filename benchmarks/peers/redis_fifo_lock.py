@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from benchmarks.contender import Setup
+from benchmarks.peers import patience
 
 TITLE = "redis-fifo-lock"
 REQUIREMENTS = ("redis-fifo-lock==0.3.2", "redis[hiredis]==8.1.0")
@@ -21,7 +22,7 @@ async def opened(setup: Setup) -> AsyncIterator[Callable[[], Any]]:
     from redis.asyncio import Redis
     from redis_fifo_lock import FifoLock
 
-    client = Redis.from_url(setup.url, max_connections=2 * setup.waiters + 8)
+    client = Redis.from_url(setup.url, max_connections=2 * setup.waiters + 8, retry=patience())
     lock = FifoLock(client, setup.lock, lease_ms=round(setup.lease * 1000), poll_ms=round(setup.lease * 1000 / 3))
     yield lock.hold
     await client.aclose()

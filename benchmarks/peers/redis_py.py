@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from benchmarks.contender import Setup
+from benchmarks.peers import patience
 
 TITLE = "redis-py Lock"
 REQUIREMENTS = ("redis[hiredis]==8.1.0",)
@@ -19,7 +20,7 @@ REQUIREMENTS = ("redis[hiredis]==8.1.0",)
 async def opened(setup: Setup, sleep: float = 0.1) -> AsyncIterator[Callable[[], Any]]:
     from redis.asyncio import BlockingConnectionPool, Redis
 
-    pool = BlockingConnectionPool.from_url(setup.url, max_connections=50, timeout=None)
+    pool = BlockingConnectionPool.from_url(setup.url, max_connections=50, timeout=None, retry=patience())
     client = Redis.from_pool(pool)
     yield lambda: client.lock(setup.lock, timeout=setup.lease, sleep=sleep)
     await client.aclose()

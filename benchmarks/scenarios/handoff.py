@@ -52,21 +52,15 @@ def run(stage: Stage) -> Result:
     table = _table(courses, absent, p50[push])
     fair = {peer: p50[peer] for peer in stage.peers if peer in courses and _crossing(courses[peer]) > 90}
     best = min(fair, key=lambda peer: fair[peer], default=None)
-    targets = [at_most("against push and claim, the floor", p50[OURS] / p50[push], 1.15, "x", WHY)]
+    targets = [at_most("against push and claim, the floor", p50[OURS] / p50[push], 1.15, "x")]
     if best is not None:
         text = f"against the fastest fair peer, {best.title}"
         limit, measured = f"< {shown(fair[best], 's')}", shown(p50[OURS], "s")
-        targets.append(Target(text, limit, measured, p50[OURS] < fair[best], WHY))
+        targets.append(Target(text, limit, measured, p50[OURS] < fair[best]))
     return Result("handoff", TITLE, run.__doc__ or "", [table], targets, [
         Bars("handoff", TITLE, table.title, "p50", whisker="p99"),
         Bars("fairness", "Hand-offs that reach the other process", table.title, "cross over", log=False),
     ])  # fmt: skip
-
-
-WHY = (
-    "The floor publishes and claims by two scripts of one line. What is above it is the server's work for the records: "
-    "event, outcome, fence, holder, the next watcher, the restart grace"
-)
 
 
 def _start(stage: Stage, cast: list[Peer]) -> tuple[dict[Peer, Course], list[Row]]:

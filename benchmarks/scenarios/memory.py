@@ -19,7 +19,7 @@ from tests.nvml_sim import Simulation, build
 
 TITLE = "Memory verification"
 
-POLICIES = ("off", "report", "hold", "raise")
+POLICIES = ("off", "report", "hold", "raise", "quarantine")
 CALM = Order(rounds=25, hold=0.02, rest=0.001)
 LAG = 0.05
 """Seconds of lag of an event loop that a hung driver may cause: that is, none that it causes."""

@@ -29,22 +29,13 @@ def run(stage: Stage) -> Result:
         "uncontended",
         TITLE,
         run.__doc__ or "",
-        [table, profile, costs.table],
+        [table, profile, costs],
         [
             at_most(
                 "Python's share: against the two shipped scripts, sent raw through the same client",
                 ours / raw, 1.20, "x",
-                "The profile by part shows no step that stands out: what is left are the promises, a request of its "
-                "own, a waiter that can be withdrawn, deadlines, a lease that tells its loss, a release that nothing "
-                "masks. What was computed twice or for nobody is gone",
             ),
-            at_most(
-                "against two trivial EVALSHA",
-                ours / least, 1.45, "x",
-                f"The scripts alone run for {costs.whole * 1e6:.0f} µs on the server (the two trivial ones for "
-                f"{costs.trivial * 1e6:.0f}); the table of records says for what. On this machine a trivial round trip "
-                f"takes {least / 2 * 1e6:.0f} µs, a third of what the target assumed",
-            ),
+            at_most("against two trivial EVALSHA", ours / least, 1.45, "x"),
         ],
         [Bars("uncontended", TITLE, table.title, "p50", whisker="p99")],
     )  # fmt: skip

@@ -133,7 +133,7 @@ def _targets(found: dict[Peer, Found]) -> list[Target]:
     targets = [
         at_most(
             f"{most:,} waiters against 100, in {processes} processes",
-            ours[processes, most].seconds / ours[processes, 100].seconds, 1.2, "x", FLATNESS,
+            ours[processes, most].seconds / ours[processes, 100].seconds, 1.2, "x",
         )
         for processes in (2, 8)
         for most in [max(waiters for _, waiters in ours)]
@@ -147,12 +147,5 @@ def _targets(found: dict[Peer, Found]) -> list[Target]:
     if best is not None:
         limit, measured = at_1000[best] / 2, at_1000[OURS]
         what = f"1,000 waiters against half of the best peer, {best.title}"
-        targets.append(Target(what, f"< {shown(limit, 's')}", shown(measured, "s"), measured < limit, SERVER_BOUND))
+        targets.append(Target(what, f"< {shown(limit, 's')}", shown(measured, "s"), measured < limit))
     return targets
-
-
-FLATNESS = "The server's work per hand-off is the same; what grows is the memory that each step touches"
-SERVER_BOUND = (
-    "Two processes and the server share two cores, and the server is the bottleneck: its scripts keep the records that "
-    "the first scenario lists"
-)
