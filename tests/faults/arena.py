@@ -170,7 +170,8 @@ class Arena:
     def _check_left(self) -> None:
         client = self.client
         left = left_behind(client.keys("*"))
-        if all(int(task) in self._killed for task in self.lock.queued_tasks()):
+        queued = self.lock.queued_tasks()
+        if queued and all(int(task) in self._killed for task in queued):
             # The seat of a waiter that was killed stays until its inbox expires.
             left = [key for key in left if not key.endswith((":queue", ":waiters"))]
         names = ["?"]

@@ -78,6 +78,18 @@ def test_no_progress_is_reported_as_a_lost_wake_up() -> None:
     assert any("lost wake-up" in violation for violation in result.violations)
 
 
+def test_waiters_that_stay_without_a_queue_are_reported() -> None:
+    class Littering(Fault):
+        name, what = "littering", "a seat of nobody"
+
+        def cycle(self, arena: Arena) -> float:
+            arena.client.hset("{gpu_lock:1}:waiters", "nobody", "inbox 1000 1000 1 task")
+            return 0.0
+
+    result = run_fault(Littering(), cycles=1, seed=1)
+    assert result.violations == ["left: keys ['{gpu_lock:1}:waiters']"]
+
+
 def test_a_declared_fault_that_does_not_bite_is_reported() -> None:
     class Harmless(KillHolder):
         must_bite = "stale"
