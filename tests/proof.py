@@ -21,6 +21,13 @@ TESTS = (
     "tests/faults",
     "tests/unit/test_cancellation.py",
     "tests/gpu/test_cancellation_beside_a_gpu.py",
+    "tests/unit/test_loss.py",
+    "tests/integration/test_waiting.py",
+    "tests/integration/test_crash_recovery.py",
+    "tests/integration/test_guard.py",
+    "tests/integration/test_restart.py",
+    "tests/integration/test_server_trouble.py",
+    "tests/integration/test_demo.py",
 )
 
 CI: dict[str, tuple[str, ...]] = {
