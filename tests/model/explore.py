@@ -12,7 +12,7 @@ from typing import NamedTuple
 from tests.model.configs import Config
 from tests.model.normal import POLL_SLACK, State
 from tests.model.rules import Rules
-from tests.model.worlds import FINISHED, IDLE, WAIT, World, name
+from tests.model.worlds import DEAD, FINISHED, IDLE, WAIT, World, name
 
 _FORCED = 4
 """The prelude's OUTCOME_CODE.forced."""
@@ -191,13 +191,17 @@ class Explorer:
         return f"the lease of {state.holder.id} is over, and nobody is going to look"
 
     def _left_behind(self, world: World, state: State) -> str:
-        """When all is over, nothing stays."""
-        if world.notes or world.flights or any(c.phase not in (FINISHED, IDLE) for c in world.clients):
+        """When all is over, nothing stays but what belonged to the dead, whom nobody may have missed yet."""
+        if world.notes or world.flights or any(c.phase not in (FINISHED, IDLE, DEAD) for c in world.clients):
             return ""
         if self._came_after_its_end(world, state):
             return ""
-        ours = state.lock if not state.foreign else None
-        parts = {"lock": ours, "holder": state.holder, "queue": state.queue, "waiters": state.inboxes}
+        dead = {f"{name(index)}{c.turn}" for index, c in enumerate(world.clients) if c.phase == DEAD}
+        holds = state.holder is not None and state.holder.id not in dead
+        queued = [seat for seat, _ in state.queue if seat not in dead]
+        ours = state.lock if not state.foreign and (state.holder is None or holds) else None
+        waiters = state.inboxes if not state.queue else ()
+        parts = {"lock": ours, "holder": holds, "queue": queued, "waiters": waiters}
         left = [part for part, value in parts.items() if value]
         return f"nobody is there, but {', '.join(left)} stayed" if left else ""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tests.model.calls import Call, Note, Result, owner
+from tests.model.configs import ClientSpec
 from tests.model.normal import STALE, Rank
 from tests.model.worlds import (
     CALM,
@@ -67,11 +68,15 @@ class Programs(Worlds):
 
     def _may_start(self, world: World, index: int) -> bool:
         """Equal programs start in their order: the other orders are the same histories under other names."""
-        spec, client = self.config.clients[index], world.clients[index]
-        if index == 0 or client.turn:
+        if index == 0 or world.clients[index].turn or world.clients[index - 1].phase != IDLE:
             return True
-        before = self.config.clients[index - 1]
-        return before._replace(manager=0) != spec._replace(manager=0) or world.clients[index - 1].phase != IDLE
+        return self._role(index) != self._role(index - 1)
+
+    def _role(self, index: int) -> ClientSpec:
+        """Equal for programs that can exchange their names: who shares a manager is like its housemates only."""
+        spec = self.config.clients[index]
+        alone = sum(other.manager == spec.manager for other in self.config.clients) == 1
+        return spec._replace(manager=-1) if alone else spec
 
     def start_waiting(self, world: World, index: int) -> Iterator[Step]:
         spec, client = self.config.clients[index], world.clients[index]

@@ -9,8 +9,9 @@ from tests.faults.planted_bugs import MUTANTS as PYTHON
 from tests.model.configs import BEYOND, CONFIGS, SUITES, Config, Faults
 from tests.model.explore import Explorer
 from tests.model.mutants import editing, judge
+from tests.model.normal import State
 from tests.model.planted_bugs import MUTANTS
-from tests.model.worlds import HELD
+from tests.model.worlds import DEAD, FINISHED, HELD, WAIT, Client
 from tests.planted import KNOWN, Mutant
 
 
@@ -31,6 +32,28 @@ def test_a_violation_is_told_by_the_shortest_way_to_it() -> None:
         "the server restarts, empty",
         "b0 acquire, push -> held new",
     ]
+
+
+def test_programs_start_in_every_order_but_where_another_order_only_changes_their_names() -> None:
+    def may_start_third(config: str) -> bool:
+        rules = Explorer(CONFIGS[config]).rules
+        first_waits = rules.start._replace(clients=(Client(WAIT), *rules.start.clients[1:]))
+        return any(text.startswith("c0 ") for text, _, _ in rules.steps(first_waits))
+
+    assert may_start_third("shared"), "the first two share an inbox, and the third has its own"
+    assert not may_start_third("faults")
+
+
+def test_beside_a_dead_program_nothing_of_a_finished_one_stays() -> None:
+    explorer = Explorer(CONFIGS["small"])
+    caller = explorer.rules.caller
+
+    def broken(seat: str) -> str:
+        state = caller.number(State(queue=((seat, 0),), uptime=1))
+        return explorer.broken(explorer.rules.start._replace(state=state, clients=(Client(FINISHED), Client(DEAD))))
+
+    assert broken("b0") == ""
+    assert broken("a0") == "nobody is there, but queue stayed"
 
 
 @pytest.mark.parametrize("config", BEYOND.values(), ids=lambda config: config.name)
