@@ -369,4 +369,15 @@ MUTANTS = (
         "test_a_grant_after_a_crash_is_dirty_until_a_holder_releases",
         (Edit("prelude", "    f.dirty = '1' ", "    f.dirty = '' "),),
     ),
+    Mutant(
+        "who tries once is refused a free lock",
+        "once",
+        (
+            Edit(
+                "acquire",
+                "local free = not value and not holder\n",
+                "local free = not value and not holder\nif not may_wait then return {'busy', 0, ''} end\n",
+            ),
+        ),
+    ),
 )

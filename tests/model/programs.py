@@ -247,6 +247,10 @@ class Programs(Worlds):
                 client = Client(WAIT, client.turn, client.subscribed, timer, 0, arrival, 1)
                 world = self._with_ghost(world, index, holder)
             case ("busy",) | ("full",):
+                state = self.caller.states[world.state]
+                free = not state.lock and not state.holder and not state.grace_left(self.config.grace)
+                if free or self.config.clients[index].may_wait:
+                    return world, f"{name(index)} was refused as {result.reply[0]}"
                 client = self._next_turn(index, client)
             case ("stale",):
                 client = client._replace(timer=0)
