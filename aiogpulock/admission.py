@@ -110,6 +110,7 @@ class Admission:
             standing = [one for one in obstacles(reading, demands) if one.kind not in waived]
             clear = 0 if standing else clear + 1
             if clear >= needed:
+                self._hold.dirty = False
                 return
             for obstacle in standing:
                 if clock.now() - begun >= self._patience(obstacle.kind):

@@ -169,7 +169,7 @@ class Guard:
         """The loop is closed: nobody is left to run the body, so the lease ends."""
         hold.begin_release()
         if hold.state == "releasing" and self._call(
-            "release", hold.keys, (hold.id, hold.token, "leaked"), terms=hold.terms.script
+            "release", hold.keys, (hold.id, hold.token, "leaked", "", 1), terms=hold.terms.script
         ):
             hold.end_release()
 

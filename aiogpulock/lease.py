@@ -74,6 +74,8 @@ class Hold:
         self.memory_report: MemoryReport | None = None
         self.memory: GpuMemorySettings | None = None
         """How the memory of this hold is looked after."""
+        self.dirty = grant.dirty
+        """Whether the GPU may still be in use from before, so that the next holder must look before it starts."""
         self.quarantine = ""
         """What the release is to tell the next holders of the GPU, as a `Quarantine` in JSON."""
         self.revocation = ""

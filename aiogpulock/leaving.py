@@ -56,6 +56,8 @@ async def leave(manager: GpuLockManager, hold: Hold, reason: str, clean_up: Clea
     """End a hold. Answers what Redis said; None if it could not be reached: the lease then ends by its deadline."""
     if hold.state == "released" or manager.forked:
         return None
+    if reason == "leaked":
+        hold.dirty = True  # nobody waits for the body: it may still compute
     try:
         if clean_up is not None:
             await _clean_up(manager, hold, clean_up)
@@ -95,7 +97,9 @@ async def _release(manager: GpuLockManager, hold: Hold, reason: str) -> Released
 
 
 async def _end(scripts: Scripts, hold: Hold, reason: str) -> Released:
-    return await scripts.release(hold.keys, hold.terms.script, hold.id, hold.token, reason, hold.quarantine)
+    return await scripts.release(
+        hold.keys, hold.terms.script, hold.id, hold.token, reason, hold.quarantine, dirty=hold.dirty
+    )
 
 
 async def _after(manager: GpuLockManager, hold: Hold, released: Released) -> None:

@@ -101,10 +101,21 @@ class Scripts:
                 return Finished(_outcome(reply, keys))
 
     async def release(
-        self, keys: LockKeys, terms: Terms, holder_id: str, token: int, reason: str, quarantine: str = ""
+        self,
+        keys: LockKeys,
+        terms: Terms,
+        holder_id: str,
+        token: int,
+        reason: str,
+        quarantine: str = "",
+        *,
+        dirty: bool = False,
     ) -> Released:
-        """Release and hand off. `quarantine`: tell the next holders from now on that the GPU's memory is not free."""
-        reply = await self._run("release", keys, terms, holder_id, token, reason, quarantine)
+        """Release and hand off. `quarantine`: tell the next holders from now on that the GPU's memory is not free.
+
+        `dirty`: the next holder looks at the GPU before it starts, as after a crash.
+        """
+        reply = await self._run("release", keys, terms, holder_id, token, reason, quarantine, int(dirty))
         match reply[0]:
             case b"released":
                 return Released(ok=True, more=reply[1] == 1, detail="")

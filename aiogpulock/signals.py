@@ -103,6 +103,7 @@ async def _leave_all(manager: GpuLockManager, remaining: set[GpuLockManager]) ->
             continue  # asyncio.run cancels this task too when the main one has ended
     try:
         for hold in manager.holds.all():
+            hold.dirty = True  # its body has not ended
             await leave(manager, hold, "cancelled")
     finally:
         remaining.discard(manager)

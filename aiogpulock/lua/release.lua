@@ -1,7 +1,8 @@
 -- Release and hand-off in one round trip: compare, delete, record, bump the fence, grant, publish.
 --
 -- KEYS  see prelude.lua
--- ARGV  4 id   5 token   6 reason   7 why the GPU is quarantined from now on (JSON), or ''
+-- ARGV  4 id   5 token   6 reason   7 why the GPU is quarantined from now on (JSON), or ''   8 '1': nobody has looked
+--       at the GPU since it may have been left in use, so the next holder does
 -- Reply {'released', more (0/1)}   {'done', outcome}   {'other', value}   {'newer', protocol}
 
 local id, token, reason = ARGV[4], tonumber(ARGV[5]), ARGV[6]
@@ -35,6 +36,10 @@ if (ARGV[7] or '') ~= '' then
   fence().quarantine = ARGV[7]
   redis.call('HSET', FENCE, 'quarantine', ARGV[7])
   count('quarantines')
+end
+if ARGV[8] == '1' then   -- before the grant, which tells it on
+  fence().dirty = '1'
+  redis.call('HSET', FENCE, 'dirty', '1')
 end
 local _, more = grant(nil)
 if displaced then tell_lost(displaced, 'displaced') end

@@ -50,7 +50,10 @@ async def test_acquire(scene: Scene, moment: Moment, more: int, policy: str, dir
             break
         await scene.left_nothing(f"await {number}")
         await _no_care_left(scene)
+        if dirty:
+            assert scene.client.hget(fence, "dirty") == "1", f"await {number}: nobody has looked to the end"
     assert number > 1
+    assert not scene.client.hget(fence, "dirty"), "the last one did"
 
 
 @moments

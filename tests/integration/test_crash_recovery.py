@@ -35,7 +35,7 @@ def test_the_next_waiter_is_in_at_once_after_the_holder_is_killed(
     assert (reaped["reason"], reaped["task"]) == ("process_gone", "a")
 
 
-def test_a_clean_hold_after_a_crash_makes_the_next_grant_clean_again(
+def test_after_a_crash_each_grant_is_dirty_until_somebody_could_look(
     server: RealServer, crew: Crew, lock: RawLock
 ) -> None:
     holder, worker = crew.start(server.url, **LONG), crew.start(server.url, **LONG)
@@ -43,10 +43,10 @@ def test_a_clean_hold_after_a_crash_makes_the_next_grant_clean_again(
     holder.expect("held")
     holder.kill()
     holder.wait()
-    for name, dirty in (("b", "1"), ("c", "")):
+    for name in ("b", "c"):  # here no NVML is there to look with
         worker.tell("acquire", name=name)
         worker.expect("held", name=name)
-        assert lock.holder["dirty"] == dirty
+        assert lock.holder["dirty"] == "1"
         worker.tell("release", name=name)
         worker.expect("left", name=name)
 

@@ -37,7 +37,10 @@ def test_a_signal_to_the_holder_frees_the_lock_at_once(
     wait_until(lambda: lock.queue, description="a waiter in the queue")
     holder.signal(signum)
     waiter.expect("held", timeout=10)
-    assert lock.holder["dirty"] == ""
+    cut_off = (
+        program == "thread_hold" and signum == signal.SIGTERM
+    )  # a thread cannot be cancelled: its body has not ended
+    assert lock.holder["dirty"] == ("1" if cut_off else "")
     assert holder.wait(10) == status
     check_stderr(holder.errors, signum)
 

@@ -149,6 +149,15 @@ def test_a_grant_after_a_crash_is_dirty_until_a_holder_releases(lock: StoreLock)
     assert lock.acquire("c")[2] == ""
 
 
+def test_a_holder_that_did_not_look_releases_a_dirty_lock(lock: StoreLock) -> None:
+    _, token, *_ = lock.acquire("a")
+    assert lock.call("release", "a", token, "leaked", "", 1) == ["released", 0]
+    _, token, dirty, *_ = lock.acquire("b")
+    assert dirty == "1"
+    lock.release("b", token)
+    assert lock.acquire("c")[2] == ""
+
+
 def test_a_grant_after_a_crash_while_memory_was_waited_for_is_dirty(lock: StoreLock) -> None:
     _, token, *_ = lock.acquire("a")
     assert lock.beat("a", token, phase="draining") == ["renewed"]
