@@ -71,8 +71,6 @@ class Caretaker:
         """Looks for others to come, by hold."""
         self._known: set[tuple[int, float | None]] = set()
         """Foreign processes that were warned of."""
-        self._judging: set[str] = set()
-        """Ids of holds whose release waits for the verdict."""
 
     def pids(self) -> frozenset[int] | None:
         """Those of the holder, as NVML numbers them; None: its numbers are not ours."""
@@ -164,14 +162,10 @@ class Caretaker:
         if hold.memory is not None and hold.memory.cleanup:
             await self._reclaim(hold, hold.memory.cleanup)
         care = self._cares.get(hold.id)
-        if care is None or care.settings.policy not in STRICT or hold.state != "held" or hold.id in self._judging:
+        if care is None or care.settings.policy not in STRICT or hold.state != "held":
             return
-        self._judging.add(hold.id)
-        try:
-            await self._tell_draining(hold)
-            hold.memory_report = report = await self._verdicts.now(care)
-        finally:
-            self._judging.discard(hold.id)
+        await self._tell_draining(hold)
+        hold.memory_report = report = await self._verdicts.now(care)
         if report.status == "not_freed" and care.settings.policy == "quarantine":
             self._quarantine(care, report)
 

@@ -53,9 +53,29 @@ async def finish(step: Callable[[], Awaitable[T]]) -> T:
 
 
 async def leave(manager: GpuLockManager, hold: Hold, reason: str, clean_up: CleanUp | None = None) -> Released | None:
-    """End a hold. Answers what Redis said; None if it could not be reached: the lease then ends by its deadline."""
+    """End a hold. Answers what Redis said; None if it could not be reached: the lease then ends by its deadline.
+
+    Who ends it a second time meanwhile waits for the first: while that waits for the GPU's memory, nobody hands on.
+    """
     if hold.state == "released" or manager.forked:
         return None
+    if hold.leaving is not None:
+        leaver, left = hold.leaving
+        if leaver is asyncio.current_task():  # a clean-up hook, which is a part of the first
+            return None
+        return await asyncio.shield(left)
+    left = asyncio.get_running_loop().create_future()
+    hold.leaving = asyncio.current_task(), left
+    released: Released | None = None
+    try:
+        released = await _leave(manager, hold, reason, clean_up)
+    finally:
+        hold.leaving = None
+        left.set_result(released)
+    return released
+
+
+async def _leave(manager: GpuLockManager, hold: Hold, reason: str, clean_up: CleanUp | None) -> Released | None:
     if reason == "leaked":
         hold.dirty = True  # nobody waits for the body: it may still compute
     try:

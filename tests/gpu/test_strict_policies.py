@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from aiogpulock import GpuLockManager, LeaseLostError, LockTimeoutError, MemoryNotFreedError, sync
+from aiogpulock import GpuLockManager, Lease, LeaseLostError, LockTimeoutError, MemoryNotFreedError, sync
 from aiogpulock.gpu import reclaim
 from aiogpulock.models import LockSnapshot
 from tests.gpu.processes import Told
@@ -227,3 +227,41 @@ async def test_where_nobody_can_look_nothing_is_waited_for(gpu_manager: GpuLockM
     assert time.monotonic() - begun < 5
     assert lease.memory_report is not None
     assert lease.memory_report.status == "unverifiable"
+
+
+async def test_a_second_release_waits_for_the_first_and_hands_nothing_on(
+    gpu_manager: GpuLockManager, sim: Simulation
+) -> None:
+    hooks: list[str] = []
+    lock = gpu_manager.lock(0, cleanup=lambda: hooks.append("hook"), gpu_memory=memory("hold", 30))
+    lease = await lock.acquire()
+    sim.use(0, 9 * GiB)
+    first = asyncio.create_task(lease.release())
+
+    async def draining() -> bool:
+        return (await snapshot(gpu_manager)).phase == "draining"
+
+    await eventually(draining, description="the phase")
+    second = asyncio.create_task(lease.release())
+    await asyncio.sleep(0.1)
+    assert (await draining(), second.done(), hooks) == (True, False, ["hook"])
+    second.cancel()  # who gives up waiting ends nothing
+    await asyncio.gather(second, return_exceptions=True)
+    third = asyncio.create_task(lease.release())
+    await asyncio.sleep(0)
+    assert await draining()
+    sim.use(0, 0)
+    await asyncio.gather(first, third)
+    assert (await snapshot(gpu_manager)).value is None
+    assert hooks == ["hook"]
+
+
+async def test_a_clean_up_hook_may_release_the_lease_itself(gpu_manager: GpuLockManager) -> None:
+    leases: list[Lease] = []
+
+    async def hook() -> None:
+        await leases[0].release()
+
+    leases.append(await gpu_manager.lock(0, cleanup=hook).acquire())
+    await asyncio.wait_for(leases[0].release(), 5)
+    assert (await snapshot(gpu_manager)).value is None
