@@ -31,7 +31,7 @@ async def scene(gpu_manager: GpuLockManager, redis_cleanup: redis.Redis) -> Scen
 
 async def _no_care_left(scene: Scene) -> None:
     caretaker = scene.manager.caretaker
-    await eventually(lambda: not caretaker._cares and not caretaker._judging, description="no hold to be cared for")
+    await eventually(lambda: not caretaker._cares, description="no hold to be cared for")
 
 
 @moments
