@@ -11,6 +11,8 @@ from aiogpulock.redis_client import RedisClient
 
 MOST_EVENTS = 1000
 """As many as a stream keeps, about."""
+MOST_DIGITS = 18
+"""Of a number in an event; Python refuses to read one of some thousands."""
 ETA_HOLDS = 20
 """How many of the last holds an estimate is made of."""
 
@@ -65,4 +67,4 @@ def _event(gpu_id: str, entry: tuple[bytes, list[bytes]]) -> HistoryEvent:
 
 def _whole(text: str) -> int:
     """0 for what no script of ours writes: anybody may add to a stream."""
-    return int(text) if text.isdecimal() else 0
+    return int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else 0

@@ -325,7 +325,7 @@ def parse_process(data: bytes) -> ProcessInfo | None:
 def _number(text: str | None) -> int | None:
     try:
         return int(float(text)) if text else None
-    except ValueError:
+    except (ValueError, OverflowError):  # OverflowError: inf
         return None
 
 

@@ -129,7 +129,7 @@ async def test_odd_keys_are_reported_and_stop_nothing(manager: GpuLockManager, r
     redis_cleanup.rpush("gpu_lock:1", "a list")
     redis_cleanup.set("gpu_lock:2", "locked_by_t:h", ex=60)
     redis_cleanup.hset("{gpu_lock:2}:holder", mapping={"id": "h", "task": "t"})
-    redis_cleanup.hset("{gpu_lock:2}:stats", mapping={"attempts": "many", "acquisitions": 3})
+    redis_cleanup.hset("{gpu_lock:2}:stats", mapping={"attempts": "many", "acquisitions": 3, "timeouts": "inf"})
 
     report = await manager.health_check()
     redis_cleanup.flushall()

@@ -45,7 +45,9 @@ async def test_an_unknown_lock_has_no_history_and_a_bad_id_is_refused(manager: G
 
 
 async def test_strange_entries_harm_nobody(manager: GpuLockManager, redis_cleanup: redis.Redis) -> None:
-    redis_cleanup.xadd("{gpu_lock:0}:events", {"event": "odd", "token": "1e99", "wait_ms": "\xff", "more": "x"})
+    redis_cleanup.xadd(
+        "{gpu_lock:0}:events", {"event": "odd", "token": "1e99", "wait_ms": "\xff", "hold_ms": "9" * 5000, "more": "x"}
+    )
     redis_cleanup.expire("{gpu_lock:0}:events", 60)
 
     (event,) = await manager.history(0)
