@@ -25,6 +25,8 @@ class Census:
         self._namespace = namespace
         self._cursor = b"0"
         self._strays: set[str] = set()
+        """Found by this pass over the keyspace or by the one before: what is gone since then is forgotten."""
+        self._pass: set[str] = set()
         self.scan_refused = ""
 
     async def locks(self, pages: int) -> tuple[list[LockKeys], bool]:
@@ -37,10 +39,6 @@ class Census:
         ids = self._strays.union(gpu_id.decode("utf-8", "replace") for gpu_id in indexed)
         return [lock_keys(gpu_id, self._namespace) for gpu_id in sorted(filter(_is_lock_id, ids))], complete
 
-    def forget_stray(self, keys: LockKeys) -> None:
-        """There is nothing left under this key."""
-        self._strays.discard(keys.gpu_id)
-
     async def _scan(self, pages: int) -> bool:
         prefix = f"{self._namespace}:"
         for _ in range(pages):
@@ -52,10 +50,14 @@ class Census:
                 return False
             self.scan_refused = ""
             ids = (key.decode("utf-8", "replace").removeprefix(prefix) for key in found)
-            self._strays.update(gpu_id for gpu_id in ids if not gpu_id.endswith(_HEARTBEAT_SUFFIX))
+            self._pass.update(gpu_id for gpu_id in ids if not gpu_id.endswith(_HEARTBEAT_SUFFIX))
+            while len(self._pass) > MOST_STRAYS:
+                self._pass.pop()
+            self._strays |= self._pass
             while len(self._strays) > MOST_STRAYS:
                 self._strays.pop()
             if self._cursor == b"0":
+                self._strays, self._pass = self._pass, set()
                 return True
         return False
 

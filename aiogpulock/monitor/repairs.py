@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 from aiogpulock import clock
@@ -23,9 +24,11 @@ Outcome: TypeAlias = Literal["done", "not_now"]
 class Repairer:
     """Repairs locks in the name of one monitor, and writes down what it did."""
 
-    def __init__(self, manager: GpuLockManager, audit: AuditLog) -> None:
+    def __init__(self, manager: GpuLockManager, audit: AuditLog, silent_after: Callable[[], float]) -> None:
+        """`silent_after`: seconds for which an older program's beat is a sign of life."""
         self._manager = manager
         self._audit = audit
+        self._silent_after = silent_after
         self.actor = f"monitor {manager.actor}"
 
     async def repair(self, repair: Repair) -> Outcome:
@@ -84,7 +87,7 @@ class Repairer:
             age = time.time() - float(beat or b"nan")
         except ValueError:
             return False
-        return age < self._manager.settings.gpu_lock_monitor.heartbeat.timeout
+        return abs(age) < self._silent_after()  # a beat far in the future would protect for ever
 
     async def _sweep(self, scripts: Scripts, repair: Repair) -> str | None:
         keys, terms = lock_keys(repair.gpu_id, self._manager.namespace), self._manager.script_terms()

@@ -316,15 +316,43 @@ async def test_a_foreign_value_is_freed_only_when_it_has_stood_for_the_hard_time
     assert (event.event, event.task_name, event.reason) == ("forced", "locked_by_x", "forced_by_monitor")
 
 
-async def test_an_older_program_that_beats_keeps_its_value(
+async def test_how_old_a_beat_may_be_is_the_monitors_own_setting(
+    manager: GpuLockManager, redis_cleanup: redis.Redis
+) -> None:
+    redis_cleanup.set("gpu_lock:7", "locked_by_x")
+    redis_cleanup.set("gpu_lock:7:heartbeat", time.time() - 5)
+    monitor = GpuLockMonitor(manager, timeout_levels=SHORT, heartbeat={"interval": 1, "timeout": 2})
+
+    async def freed() -> bool:
+        return bool((await monitor.round()).repaired)
+
+    await eventually(freed, description="the silent value to be freed")
+    await monitor.close()
+    redis_cleanup.delete("gpu_lock:7:heartbeat")
+
+
+async def test_a_value_set_by_hand_and_taken_away_again_is_looked_at_no_more(
     manager: GpuLockManager, monitor: GpuLockMonitor, redis_cleanup: redis.Redis
+) -> None:
+    redis_cleanup.set("gpu_lock:7", "locked_by_x")
+    seen = [await monitor.round()]
+    redis_cleanup.delete("gpu_lock:7")
+    seen += [await monitor.round() for _ in range(2)]
+
+    assert [lock.key for lock in seen[0].locks] == ["gpu_lock:7"]
+    assert seen[-1].locks == ()
+
+
+@pytest.mark.parametrize("beat", ["not a time", "inf", time.time() * 1000], ids=["text", "inf", "milliseconds"])
+async def test_an_older_program_that_beats_keeps_its_value(
+    manager: GpuLockManager, monitor: GpuLockMonitor, redis_cleanup: redis.Redis, beat: str | float
 ) -> None:
     redis_cleanup.set("gpu_lock:7", "locked_by_x")
     for _ in range(4):
         redis_cleanup.set("gpu_lock:7:heartbeat", time.time())
         assert (await monitor.round()).repaired == ()
         await asyncio.sleep(SHORT["hard_timeout"] / 2)
-    redis_cleanup.set("gpu_lock:7:heartbeat", "not a time")  # no sign of life any more: the time runs from the last one
+    redis_cleanup.set("gpu_lock:7:heartbeat", beat)  # no sign of life any more: the time runs from the last one
 
     async def freed() -> bool:
         return bool((await monitor.round()).repaired)
@@ -413,6 +441,8 @@ async def test_odd_keys_are_reported_and_end_no_round(
     redis_cleanup.hset("{gpu_lock:2}:holder", mapping={"nothing": "known", "deadline": "\x00soon"})
     redis_cleanup.set("gpu_lock:2", "locked_by_x", ex=60)
     redis_cleanup.set("gpu_lock:3", b"\xff\xfe")
+    redis_cleanup.set("gpu_lock:5", "locked_by_t:h", ex=60)
+    redis_cleanup.hset("{gpu_lock:5}:holder", mapping={"id": "h", "task": "t", "deadline": "inf"})
     redis_cleanup.zadd("{gpu_lock:4}:queue", {"seat without a record": 1})
     redis_cleanup.zadd("{gpu_lock}:index", {"4": 1})
 
@@ -421,7 +451,7 @@ async def test_odd_keys_are_reported_and_end_no_round(
 
     assert len(seen.unreadable) == 1
     assert "gpu_lock:1" in seen.unreadable[0]
-    assert [zombie.key for zombie in seen.zombies] == ["gpu_lock:3", "gpu_lock:4"]
+    assert [zombie.key for zombie in seen.zombies] == ["gpu_lock:3", "gpu_lock:4", "gpu_lock:5"]
     assert [repair.key for repair in seen.repaired] == ["gpu_lock:4"]
 
 
