@@ -44,6 +44,7 @@ def create_app(
     """
     if token is not None and not token.strip():
         raise ConfigError("create_app(token=…): must not be empty; None makes the app read-only")
+    token = token.strip() if token is not None else None  # a file's last newline is no part of it
 
     async def find_manager() -> GpuLockManager:
         return manager if manager is not None else await default_manager()

@@ -128,8 +128,10 @@ def _known(gpu_id: str, sight: Sight) -> LockSnapshot | str:
 
 
 def _limit(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= HISTORY_LIMIT:
-        raise Problem(HTTPStatus.BAD_REQUEST, f"limit: got {text!r}, expected a whole number from 1 to {HISTORY_LIMIT}")
+    if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= HISTORY_LIMIT:
+        raise Problem(
+            HTTPStatus.BAD_REQUEST, f"limit: got {text[:20]!r}, expected a whole number from 1 to {HISTORY_LIMIT}"
+        )
     return int(text)
 
 

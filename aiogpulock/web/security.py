@@ -65,7 +65,7 @@ class CheckedOrigin:
                 f"this server does not answer to the name {_name(f'//{host}')!r}: ask by IP address, or name it in "
                 "allowed_hosts",
             )
-        if origin is not None and urlsplit(origin).netloc != host and _name(origin) not in self._allowed:
+        if origin is not None and _place(origin) != host and _name(origin) not in self._allowed:
             raise Problem(HTTPStatus.FORBIDDEN, f"a page from {origin!r} may not ask this server")
 
     def _known(self, name: str) -> bool:
@@ -85,6 +85,14 @@ def require_token(request: Request, token: str | None) -> None:
 
 def _unauthorized(detail: str) -> Problem:
     return Problem(HTTPStatus.UNAUTHORIZED, detail, {"WWW-Authenticate": "Bearer"})
+
+
+def _place(url: str) -> str:
+    """The host in a URL with its port, as it is written; empty if there is none."""
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return ""
 
 
 def _name(url: str) -> str:

@@ -135,7 +135,9 @@ async def test_history_is_newest_first_of_one_lock_or_of_all(manager: GpuLockMan
     assert await tasks(limit=2) == ["third", "second"]
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=-1", "limit=x", "gpu_id=a%20b"])
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=1001", "limit=-1", "limit=x", f"limit={'9' * 5000}", "gpu_id=a%20b"]
+)
 async def test_a_wrong_query_is_a_problem_that_names_it(http: httpx.AsyncClient, query: str) -> None:
     status, detail = problem(await http.get(f"/gpu-lock/history?{query}"))
     assert status == 400
@@ -196,6 +198,12 @@ async def test_without_a_token_nobody_may_release(manager: GpuLockManager) -> No
     assert problem(answer) == (403, "this server is read-only: start it with a token")
 
 
+async def test_the_last_newline_of_a_file_is_no_part_of_the_token(manager: GpuLockManager) -> None:
+    async with client(manager, token=f"{TOKEN}\n") as http:
+        answer = await http.post("/gpu-lock/release", json={"gpu_id": 0, "holder_id": "x"}, headers=BEARER)
+    assert problem(answer)[0] == 409
+
+
 def test_an_empty_token_is_a_mistake() -> None:
     with pytest.raises(ConfigError, match="token"):
         create_app(token=" ")
@@ -243,6 +251,7 @@ async def test_only_known_names_are_answered(
         ("http://127.0.0.1:9999", 403),
         ("https://evil.example", 403),
         ("null", 403),
+        ("http://[", 403),
         ("https://gpu.example.com", 200),  # its proxy asks under another name
     ],
 )
