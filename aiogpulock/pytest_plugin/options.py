@@ -151,7 +151,7 @@ def _check_other_plugins(config: pytest.Config, wait: float | None) -> None:
             "--gpu-lock-max-wait=0 and the workers of pytest-xdist are at odds: a test that finds its GPU taken by "
             "another worker would fail. Give them a wait, or run without -n"
         )
-    if wait and config.pluginmanager.hasplugin("faulthandler") and config.getini("faulthandler_exit_on_timeout"):
+    if wait and _faulthandler_ends_the_run(config):
         limit = float(config.getini("faulthandler_timeout") or 0)
         if 0 < limit <= wait:
             longest = "for ever" if wait == math.inf else f"for {wait:g} s"
@@ -159,3 +159,10 @@ def _check_other_plugins(config: pytest.Config, wait: float | None) -> None:
                 f"faulthandler_exit_on_timeout ends the run after {limit:g} s, and --gpu-lock-max-wait lets a test "
                 f"wait {longest}: raise faulthandler_timeout, or lower the wait"
             )
+
+
+def _faulthandler_ends_the_run(config: pytest.Config) -> bool:
+    try:
+        return bool(config.getini("faulthandler_exit_on_timeout"))
+    except ValueError:  # nobody knows the key: pytest 8, or without that plugin
+        return False

@@ -331,6 +331,12 @@ def test_options_at_odds_or_out_of_range_end_the_run_with_one_line(
     assert len(text.splitlines()) == 1, text
 
 
+def test_a_wait_goes_without_the_plugin_whose_limit_it_is_compared_with(pytester: pytest.Pytester) -> None:
+    """pytest 8 does not know the ini key either."""
+    pytester.makepyfile("def test_plain(): pass")
+    outcomes(pytester.runpytest_subprocess("-p", "no:faulthandler", "--gpu-lock-max-wait=5"), passed=1)
+
+
 def test_another_plugin_with_the_same_option_is_named(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(other="def pytest_addoption(parser): parser.addoption('--gpu-required', action='store_true')")
     pytester.syspathinsert()
