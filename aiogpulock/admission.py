@@ -101,13 +101,16 @@ class Admission:
     async def _until_clear(self, uuid: str) -> None:
         begun, clear, waived, pauses = clock.now(), 0, set[Kind](), Pauses()
         needed = PASSES if self._dirty or self._quarantine else 1
+        standing: list[Obstacle] = []
         while True:
             if self._hold.lost_reason is not None:
                 raise self._hold.loss()
-            reading = await self._manager.caretaker.nvml.read(uuid)
-            self._check_size(reading)
-            demands = structs.replace(self._demands, pids=family(self._demands.pids, reading))
-            standing = [one for one in obstacles(reading, demands) if one.kind not in waived]
+            try:
+                standing = [one for one in await self._look(uuid) if one.kind not in waived]
+            except NvmlError:
+                standing = [one for one in standing if one.kind not in waived]
+                if not standing:  # what was seen to stand in the way is not gone because nobody can look
+                    raise
             clear = 0 if standing else clear + 1
             if clear >= needed:
                 self._hold.dirty = False
@@ -118,10 +121,19 @@ class Admission:
                     waived.add(obstacle.kind)
             await pauses.next()
 
+    async def _look(self, uuid: str) -> list[Obstacle]:
+        reading = await self._manager.caretaker.nvml.read(uuid)
+        self._check_size(reading)
+        return obstacles(reading, structs.replace(self._demands, pids=family(self._demands.pids, reading)))
+
     def _patience(self, kind: Kind) -> float:
         """Seconds for which an obstacle may stand. Memory takes its time to come back, whoever had it."""
+        if kind == "draining":
+            return (
+                self._memory.settle_time
+            )  # whatever is left of `max_wait_time`: the wait for the dead may have used it up
         waits = self._memory.on_quarantine if kind == "quarantined" else self._memory.on_busy
-        return self._left if waits == "wait" and kind != "draining" else self._settle
+        return self._left if waits == "wait" else self._settle
 
     def _give_up(self, obstacle: Obstacle) -> None:
         """Refuse, or go on with a warning."""

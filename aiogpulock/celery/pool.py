@@ -7,6 +7,7 @@ signals tell of some deaths 5 s late (measured with 5.7). So the children that u
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 from typing import Any
@@ -16,12 +17,15 @@ from celery.concurrency.prefork import TaskPool
 
 from aiogpulock import death_watch, sync
 
+logger = logging.getLogger(__name__)
+
 
 class Announcements:
     """The pipe of this worker."""
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)  # a watch that has ended reads nothing: no task may wait for it
         self._announced = os.getpid()
         self._watch: subprocess.Popen[bytes] | None = None
 
@@ -33,7 +37,10 @@ class Announcements:
         """Called in a process that is about to hold a GPU; only a child of the pool has something to say, and once."""
         if self._announced != os.getpid():
             self._announced = os.getpid()
-            os.write(self._write, death_watch.encode(self._announced))
+            try:
+                os.write(self._write, death_watch.encode(self._announced))
+            except BlockingIOError:
+                logger.error("the death watch of this worker has ended: restart the worker, or deaths are noticed late")
 
 
 _announcements: Announcements | None = None

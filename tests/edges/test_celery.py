@@ -14,6 +14,7 @@ from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 from celery.result import AsyncResult
 
+from aiogpulock.celery.pool import Announcements
 from tests import tts
 from tests.helpers import wait_until
 from tests.integration.conftest import register as register
@@ -193,6 +194,16 @@ def test_the_watch_goes_on_after_the_worker_lost_its_broker(server: RealServer, 
         app.send_task("indextts.preview", ("hello",), queue="reconnect").get(timeout=30)  # by the other child
         lock.kill_holder()
         assert lock.end(within=2.0) == ("reaped", "task_failure")
+
+
+def test_a_death_watch_that_has_ended_holds_up_no_task(caplog: pytest.LogCaptureFixture) -> None:
+    announcements = Announcements()  # nobody reads
+    for _ in range(20_000):
+        announcements._announced = 0  # as in a child
+        announcements.announce()
+    assert "restart the worker" in caplog.text
+    os.close(announcements._read)
+    os.close(announcements._write)
 
 
 # the end of a worker

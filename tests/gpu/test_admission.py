@@ -144,6 +144,24 @@ async def test_wait_keeps_the_lock_until_the_others_are_gone(gpu_manager: GpuLoc
     await (await waiting).release()
 
 
+async def test_an_answer_that_fails_does_not_clear_the_way(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    sim.use(0, 9 * GiB, pid=STRANGER)
+    waiting = asyncio.create_task(gpu_manager.lock(0, gpu_memory=asked(on_busy="wait")).acquire())
+
+    async def held() -> bool:
+        return any(lock.phase == "held" for lock in await gpu_manager.status())
+
+    await eventually(held, description="the lock is held")
+    await asyncio.sleep(0.2)  # it has looked
+    calls = sim.call("by_uuid")
+    calls.error, before = 10, calls.count
+    await eventually(lambda: calls.count >= before + 3, description="it has asked in vain")
+    assert not waiting.done()
+    sim.use(0, 0, pid=STRANGER)
+    calls.error = 0
+    await (await waiting).release()
+
+
 async def test_wait_is_bounded_by_what_is_left_of_max_wait_time(
     gpu_manager: GpuLockManager, sim: Simulation, stranger: int
 ) -> None:
@@ -256,6 +274,18 @@ def test_after_a_crash_the_next_holder_waits_for_the_memory_of_the_dead(
     holder.kill()
     assert other.answer()["at"] - killed >= 0.28
     assert sim.device(0).unattributed == 0
+
+
+async def test_the_memory_of_the_dead_is_waited_for_also_by_who_would_not_wait_for_the_lock(
+    gpu_manager: GpuLockManager, sim: Simulation, redis_cleanup: redis.Redis
+) -> None:
+    async with gpu_manager.lock(0):
+        pass
+    redis_cleanup.hset(f"{{gpu_lock:{uuid(0)}}}:fence", "dirty", "1")
+    sim.device(0).unattributed = 20 * GiB
+    asyncio.get_running_loop().call_later(0.3, setattr, sim.device(0), "unattributed", 0)
+    async with gpu_manager.lock(0, max_wait_time=0, gpu_memory=asked(30)):
+        assert sim.device(0).unattributed == 0
 
 
 async def test_what_a_crash_left_for_good_is_warned_of_and_not_waited_for_for_ever(
