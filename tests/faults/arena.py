@@ -87,6 +87,12 @@ class Arena:
         while len(self.workers) < self._wanted:
             self.start()
 
+    def await_ready(self) -> None:
+        """Each worker has reached the server once: a program that starts during a fault may rightly give up."""
+        for worker in self.workers.values():
+            if worker.find("ready", timeout=30) is None:
+                raise Stuck(f"worker {worker.pid} did not start: {worker.errors[-2000:]}")
+
     def retire(self, worker: ForkedWorker) -> None:
         """End it in order."""
         worker.let_go()

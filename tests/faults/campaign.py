@@ -47,6 +47,7 @@ def run_fault(fault: Fault, *, cycles: int, seed: int, first: int = 0) -> Result
         try:
             fault.begin(arena)
             arena.fill()
+            arena.await_ready()
             for number in range(first, first + cycles):
                 arena.random.seed(f"{seed}/{fault.name}/{number}")
                 try:
