@@ -38,14 +38,21 @@ end
 
 -- the lock as it is ------------------------------------------------------------------------------------------
 
+-- A number as our scripts write it. tonumber alone also takes inf, nan and 1e300: a script that counts with one of
+-- those stops half-way.
+local function whole(field, otherwise)
+  local number = tonumber(field)
+  return number and number >= 0 and number < 2 ^ 53 and number or otherwise
+end
+
 local function read_holder()
   local f = redis.call('HMGET', HOLDER, 'id', 'v', 'token', 'deadline', 'phase', 'task', 'inbox', 'process',
     'arrival', 'since', 'dirty')
   if not f[1] then return nil end
   return {
-    id = f[1], v = tonumber(f[2]) or 0, token = tonumber(f[3]) or 0, deadline = tonumber(f[4]) or 0,
+    id = f[1], v = whole(f[2], 0), token = whole(f[3], 0), deadline = whole(f[4], 0),
     phase = f[5] or '', task = f[6] or '', inbox = f[7] or '', process = f[8] or '',
-    arrival = tonumber(f[9]) or 0, since = tonumber(f[10]) or now, dirty = f[11] or '',
+    arrival = whole(f[9], 0), since = whole(f[10], now), dirty = f[11] or '',
   }
 end
 
@@ -63,8 +70,8 @@ local function fence()
   if not fence_read then
     local f = redis.call('HMGET', FENCE, 'token', 'arrival', 'run', 'since', 'dirty', 'cursor', 'quarantine')
     fence_read = {
-      token = tonumber(f[1]) or 0, arrival = tonumber(f[2]) or 0, run = f[3], since = tonumber(f[4]) or 0,
-      dirty = f[5] or '', cursor = tonumber(f[6]) or 0, quarantine = f[7] or '',
+      token = whole(f[1], 0), arrival = whole(f[2], 0), run = f[3], since = whole(f[4], 0),
+      dirty = f[5] or '', cursor = whole(f[6], 0), quarantine = f[7] or '',
     }
   end
   return fence_read
@@ -82,7 +89,7 @@ local function foreign_since()
   if not foreign then return 0 end
   local f = redis.call('HMGET', FENCE, 'foreign', 'foreign_since', 'foreign_token', 'token')
   if f[1] ~= value or f[3] ~= (f[4] or '0') then return 0 end
-  return tonumber(f[2]) or 0
+  return whole(f[2], 0)
 end
 
 -- outcomes: a finished id stays finished, so no delayed or repeated call can bring a lock back ----------------
@@ -101,8 +108,13 @@ local function finish(id, outcome)
   redis.call('PEXPIRE', DONE, KEEP_DONE)
 end
 
+-- Through pcall: a counter that somebody wrote over stops no script half-way.
+local function add(counter, amount)
+  redis.pcall('HINCRBY', STATS, counter, amount)
+end
+
 local function count(counter)
-  redis.call('HINCRBY', STATS, counter, 1)
+  add(counter, 1)
   redis.call('PEXPIRE', STATS, KEEP_UNUSED)
 end
 
@@ -213,8 +225,8 @@ local function end_hold(outcome, reason, actor)
   if outcome == 'reaped' or outcome == 'forced' then count('ended_' .. reason) end
   if h.phase ~= 'granted' then
     local wait, hold = text(math.max(0, h.since - math.floor(h.arrival / 1000))), text(math.max(0, now - h.since))
-    redis.call('HINCRBY', STATS, 'wait_ms', wait)
-    redis.call('HINCRBY', STATS, 'hold_ms', hold)
+    add('wait_ms', wait)
+    add('hold_ms', hold)
     count('holds')
     record('event', outcome, 'task', h.task, 'token', text(h.token), 'holder', h.id, 'reason', reason,
       'actor', actor or '', 'wait_ms', wait, 'hold_ms', hold)

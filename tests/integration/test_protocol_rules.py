@@ -321,3 +321,34 @@ def test_an_alert_is_noted_once_in_the_history(lock: RawLock) -> None:
     [(_, event)] = lock.client.xrange(lock.key("events"))
     assert (event["event"], event["reason"], event["message"]) == ("alert", "loop_stalled", "it stalls")
     assert lock.client.hget(lock.key("stats"), "alerts") == "1"
+
+
+@pytest.mark.parametrize("field", ["token", "deadline", "arrival", "since", "v"])
+@pytest.mark.parametrize("odd", ["inf", "nan", "-inf", "1e300", "-1", "soon"])
+def test_a_number_that_no_script_writes_stops_none_half_way(lock: RawLock, field: str, odd: str) -> None:
+    lock.hold("a")
+    lock.acquire("b", mode="poll")
+    lock.client.hset(lock.key("holder"), field, odd)
+    lock.client.hset(lock.key("fence"), mapping={"arrival": odd, "cursor": odd, "since": odd})
+
+    assert lock.reap("locked_by_a:a") == ["ended", 0]
+
+    assert lock.holder_id == "b"
+    lock.release("b", int(lock.holder["token"]))
+    token = lock.hold("c")
+    assert abs(token / 1000 - lock.now) < 60_000
+    lock.release("c", token)
+
+
+def test_a_counter_that_somebody_wrote_over_stops_no_script_half_way(lock: RawLock) -> None:
+    names = ("attempts", "acquisitions", "holds", "wait_ms", "hold_ms", "ended_forced", "emergency_releases")
+    lock.client.hset(lock.key("stats"), mapping=dict.fromkeys(names, "many"))
+    lock.hold("a")
+    lock.acquire("b", mode="poll")
+    assert lock.reap("locked_by_a:a") == ["ended", 0]
+    assert lock.call("count", "batch", "emergency_releases", 1, "timeouts", 2) == ["counted"]
+    lock.release("b", int(lock.holder["token"]))
+
+    stats = lock.client.hgetall(lock.key("stats"))
+    assert {stats.pop(name) for name in names} == {"many"}
+    assert stats == {"timeouts": "2"}
