@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+CANNOT_LOOK = ("no_nvml", "not_found", "not_supported")
+"""At the first look these say that nobody can; what else a driver answers may be otherwise a moment later."""
+
+_blind: set[str] = set()
+"""Locks that this process holds without a look, and has said so."""
+
 
 async def admitted(manager: GpuLockManager, wish: Wish) -> Hold:
     """Acquire, with the GPU's memory looked after.
@@ -71,6 +77,7 @@ class Admission:
         self._settle = min(memory.settle_time, left)
         self._dirty = hold.grant.dirty
         self._quarantine = self._told()
+        self._trouble: NvmlError | None = None
         self._demands = Demands(
             tolerance=memory.tolerance_bytes,
             pids=manager.caretaker.pids(),
@@ -85,8 +92,10 @@ class Admission:
         uuid = self._hold.gpu.uuid
         if self._memory.on_quarantine == "raise" and self._quarantine is not None:
             raise self._refusal(Obstacle("quarantined", self._quarantine.reason))
+        if not self._demands.kinds:
+            return
         if uuid is None or self._hold.gpu.remote or self._memory.nvml == "off":
-            self._cannot_look("NVML is not there, or does not know the device")
+            self._cannot_look("NVML is not there, is not to be asked, or does not know the device")
             return
         try:
             await self._until_clear(uuid)
@@ -99,18 +108,24 @@ class Admission:
             await self._lift()
 
     async def _until_clear(self, uuid: str) -> None:
+        """Return when nothing stands in the way, or what does is not worth a refusal.
+
+        Raises `NvmlError` where nobody can ever look. Any other error may pass: it is an obstacle like others, and
+        clears none that was seen.
+        """
         begun, clear, waived, pauses = clock.now(), 0, set[Kind](), Pauses()
         needed = PASSES if self._dirty or self._quarantine else 1
-        standing: list[Obstacle] = []
+        found: list[Obstacle] | None = None
         while True:
             if self._hold.lost_reason is not None:
                 raise self._hold.loss()
             try:
-                standing = [one for one in await self._look(uuid) if one.kind not in waived]
-            except NvmlError:
-                standing = [one for one in standing if one.kind not in waived]
-                if not standing:  # what was seen to stand in the way is not gone because nobody can look
+                found = await self._look(uuid)
+            except NvmlError as error:
+                if found is None and error.status in CANNOT_LOOK:
                     raise
+                found = self._without_an_answer(found or [], error)
+            standing = [one for one in found if one.kind not in waived]
             clear = 0 if standing else clear + 1
             if clear >= needed:
                 self._hold.dirty = False
@@ -119,7 +134,14 @@ class Admission:
                 if clock.now() - begun >= self._patience(obstacle.kind):
                     self._give_up(obstacle)
                     waived.add(obstacle.kind)
+            if "unreadable" in waived:  # nobody has looked to the end: a dirty grant stays dirty
+                return
             await pauses.next()
+
+    def _without_an_answer(self, found: list[Obstacle], error: NvmlError) -> list[Obstacle]:
+        self._trouble = error
+        seen = (one for one in found if one.kind != "unreadable")
+        return [*seen, Obstacle("unreadable", f"its memory cannot be read: {error}")]
 
     async def _look(self, uuid: str) -> list[Obstacle]:
         reading = await self._manager.caretaker.nvml.read(uuid)
@@ -128,22 +150,30 @@ class Admission:
 
     def _patience(self, kind: Kind) -> float:
         """Seconds for which an obstacle may stand. Memory takes its time to come back, whoever had it."""
-        if kind == "draining":
-            return (
-                self._memory.settle_time
-            )  # whatever is left of `max_wait_time`: the wait for the dead may have used it up
+        if kind == "unreadable":  # whatever it hides
+            return max(map(self._patience, self._demands.kinds))
+        if kind == "draining":  # whatever is left of `max_wait_time`: the wait for the dead may have used it up
+            return self._memory.settle_time
         waits = self._memory.on_quarantine if kind == "quarantined" else self._memory.on_busy
         return self._left if waits == "wait" else self._settle
 
+    def _refuses(self, kind: Kind) -> bool:
+        if kind == "unreadable":
+            return any(map(self._refuses, self._demands.kinds))
+        return kind in ("quarantined", "short") or (kind == "busy" and self._memory.on_busy in ("wait", "raise"))
+
     def _give_up(self, obstacle: Obstacle) -> None:
         """Refuse, or go on with a warning."""
-        refused = obstacle.kind in ("quarantined", "short") or self._memory.on_busy in ("wait", "raise")
-        if obstacle.kind == "draining" or not refused:
-            logger.warning("%s: %s", self._hold.keys.lock, self._text(obstacle))
-            return
-        raise self._refusal(obstacle)
+        if obstacle.kind == "unreadable" and self._memory.nvml == "required" and self._trouble is not None:
+            raise self._trouble
+        if self._refuses(obstacle.kind):
+            raise self._refusal(obstacle)
+        logger.warning("%s: %s", self._hold.keys.lock, self._text(obstacle))
 
     def _refusal(self, obstacle: Obstacle) -> GpuLockError:
+        if obstacle.kind == "unreadable" and self._quarantine is not None:
+            reason = f"{self._quarantine.reason}; nobody can look whether that has changed: {obstacle.text}"
+            obstacle = Obstacle("quarantined", reason)
         text = f"{self._hold.keys.lock} was handed on: {self._text(obstacle)}"
         if obstacle.kind == "quarantined":
             text = f"{text}. The first holder that finds the memory back lifts it; so does lift_quarantine()"
@@ -159,11 +189,21 @@ class Admission:
     def _cannot_look(self, why: str) -> None:
         """Nobody is refused for that, but where a former holder has said that something is wrong."""
         if self._quarantine is not None:
-            reason = f"{self._quarantine.reason}; nobody can look whether that has changed: {why}"
-            raise self._refusal(Obstacle("quarantined", reason))
-        asked = self._demands.require_free is not None or self._memory.on_busy in ("wait", "raise")
-        level = logging.WARNING if asked else logging.DEBUG
-        logger.log(level, "%s is held without a look at the GPU: %s", self._hold.keys.lock, why)
+            raise self._refusal(Obstacle("unreadable", why))
+        lock, gpu = self._hold.keys.lock, self._hold.gpu
+        names_a_device = gpu.uuid is not None or gpu.index is not None
+        level = logging.WARNING if names_a_device and lock not in _blind else logging.DEBUG
+        _blind.add(lock)
+        logger.log(level, "%s is held without a look at the GPU%s: %s", lock, self._unchecked(), why)
+
+    def _unchecked(self) -> str:
+        words: dict[Kind, str] = {
+            "draining": "what a holder that died may have left",
+            "short": "require_free",
+            "busy": "on_busy",
+        }
+        asked = [words[kind] for kind in self._demands.kinds if kind in words]
+        return f" (not checked: {', '.join(asked)})" if asked else ""
 
     def _check_size(self, reading: MemoryReading) -> None:
         required = self._memory.require_free_bytes

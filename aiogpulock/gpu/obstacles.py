@@ -11,7 +11,7 @@ from aiogpulock.gpu.quarantine import is_over
 from aiogpulock.gpu.records import MemoryReading, ProcessMemory
 from aiogpulock.models import Quarantine
 
-Kind: TypeAlias = Literal["quarantined", "draining", "short", "busy"]
+Kind: TypeAlias = Literal["quarantined", "draining", "short", "busy", "unreadable"]
 
 
 class Demands(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +26,17 @@ class Demands(msgspec.Struct, frozen=True, kw_only=True):
     drained: bool = False
     """What processes that have ended left must be gone: the holder before died."""
     quarantine: Quarantine | None = None
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The obstacles that may be found; none: there is nothing to look for."""
+        asked: dict[Kind, bool] = {
+            "quarantined": self.quarantine is not None,
+            "draining": self.drained,
+            "short": self.require_free is not None,
+            "busy": self.idle,
+        }
+        return tuple(kind for kind, wanted in asked.items() if wanted)
 
 
 class Obstacle(msgspec.Struct, frozen=True):
@@ -42,9 +53,8 @@ def obstacles(reading: MemoryReading, demands: Demands) -> list[Obstacle]:
     foreign = foreign_processes(reading, demands.pids)
     if demands.quarantine is not None and not is_over(demands.quarantine, reading):
         found.append(Obstacle("quarantined", demands.quarantine.reason))
-    left = reading.nobodys or 0
-    if demands.drained and left > demands.tolerance + IDLE_BYTES:
-        found.append(Obstacle("draining", f"{gib(left)} are in use by no living process"))
+    if demands.drained and (left := _left_by_the_dead(reading, demands.tolerance + IDLE_BYTES)):
+        found.append(Obstacle("draining", left))
     if demands.require_free is not None and reading.free < demands.require_free:
         text = f"{gib(reading.free)} of {gib(reading.total)} are free, and {gib(demands.require_free)} are required"
         found.append(Obstacle("short", text, foreign))
@@ -52,6 +62,15 @@ def obstacles(reading: MemoryReading, demands: Demands) -> list[Obstacle]:
     if demands.idle and busy:
         found.append(Obstacle("busy", "processes use it that do not hold its lock", busy))
     return found
+
+
+def _left_by_the_dead(reading: MemoryReading, slack: int) -> str:
+    """What may still be theirs, in words; empty: nothing. What the driver does not tell is not nothing."""
+    if reading.nobodys is not None:
+        return f"{gib(reading.nobodys)} are in use by no process that NVML lists" if reading.nobodys > slack else ""
+    if reading.used <= slack:
+        return ""
+    return f"{gib(reading.used)} are in use, and NVML does not tell how much of it is of living processes"
 
 
 def foreign_processes(reading: MemoryReading, pids: frozenset[int] | None) -> tuple[ProcessMemory, ...]:

@@ -123,8 +123,10 @@ class MemoryReading(msgspec.Struct, frozen=True):
 
     @property
     def nobodys(self) -> int | None:
-        """In use by no listed process; on an empty list that is all of it. None: some have no figure."""
-        sizes = [process.bytes for process in self.processes or ()]
+        """In use by no listed process; on an empty list that is all of it. None: not known."""
+        if self.processes is None or (self.processes and not self.tells_processes):
+            return None
+        sizes = [process.bytes for process in self.processes]
         return None if None in sizes else self.used - sum(size for size in sizes if size is not None)
 
     @property

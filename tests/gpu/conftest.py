@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import redis
 
-from aiogpulock import GpuLockManager
+from aiogpulock import GpuLockManager, admission
 from aiogpulock.gpu import footprint
 from aiogpulock.gpu.nvml import shared
 from tests.gpu.processes import Told
@@ -36,6 +36,7 @@ def sim(driver_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("AIOGPULOCK_NVML_PIDS", "same")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     footprint._footprints.clear()
+    admission._blind.clear()
     yield simulation
     simulation.close()
     shared().close()

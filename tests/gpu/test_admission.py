@@ -241,18 +241,68 @@ async def test_in_a_container_nobody_counts_as_foreign(
         pass
 
 
-@pytest.mark.parametrize("code", [9, 15, 999])
-async def test_a_gpu_that_cannot_be_looked_at_is_held_with_a_warning_or_refused_where_nvml_is_required(
+@pytest.mark.parametrize("code", [9, 3, 6])
+async def test_where_nobody_can_ever_look_a_gpu_is_held_with_one_warning_or_refused_where_nvml_is_required(
     gpu_manager: GpuLockManager, sim: Simulation, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
     async with gpu_manager.lock(0):
         pass
     sim.call("by_uuid").error = code
-    async with gpu_manager.lock(0, gpu_memory=asked(require_free="1GiB")):
-        assert "is held without a look at the GPU" in caplog.text
+    for _ in range(2):
+        async with gpu_manager.lock(0, gpu_memory=asked(60, require_free="1GiB")):
+            assert caplog.text.count("is held without a look at the GPU (not checked: require_free): NVML") == 1
     with pytest.raises(NvmlError):
         await gpu_manager.lock(0, gpu_memory=asked(require_free="1GiB", nvml="required")).acquire()
     assert (await snapshot(gpu_manager)).value is None
+
+
+@pytest.mark.parametrize(
+    ("code", "demand"),
+    [
+        (4, {"on_busy": "wait"}),
+        (10, {"require_free": "1GiB"}),
+        (15, {"on_busy": "raise"}),
+        (16, {"on_busy": "wait"}),
+        (999, {"on_busy": "wait", "require_free": "1GiB"}),
+    ],
+)
+async def test_a_driver_that_does_not_answer_lets_nobody_in_who_asks_for_something(
+    gpu_manager: GpuLockManager, sim: Simulation, code: int, demand: dict[str, str]
+) -> None:
+    async with gpu_manager.lock(0):
+        pass
+    sim.call("by_uuid").error = code
+    with pytest.raises(DeviceBusyError, match=rf"handed on: .* its memory cannot be read: NVML .*code {code}"):
+        await gpu_manager.lock(0, max_wait_time=0.2, gpu_memory=asked(**demand)).acquire()
+    with pytest.raises(NvmlError):
+        await gpu_manager.lock(0, max_wait_time=0.2, gpu_memory=asked(**demand, nvml="required")).acquire()
+    assert (await snapshot(gpu_manager)).value is None
+
+
+async def test_one_failed_answer_is_asked_again(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    async with gpu_manager.lock(0):
+        pass
+    sim.use(0, 70 * GiB, pid=STRANGER)
+    calls = sim.call("by_uuid")
+    calls.error, before = 10, calls.count
+    waiting = asyncio.create_task(gpu_manager.lock(0, gpu_memory=asked(on_busy="wait")).acquire())
+    await eventually(lambda: calls.count >= before + 2, description="it has asked in vain")
+    calls.error = 0
+    await eventually(lambda: calls.count >= before + 5, description="it has looked")
+    assert not waiting.done()
+    sim.use(0, 0, pid=STRANGER)
+    await (await waiting).release()
+
+
+async def test_a_strict_policy_that_asks_for_nothing_waits_for_no_sick_driver(
+    gpu_manager: GpuLockManager, sim: Simulation
+) -> None:
+    async with gpu_manager.lock(0):
+        pass
+    sim.call("by_uuid").error = 999
+    begun = time.monotonic()
+    async with gpu_manager.lock(0, gpu_memory=asked(60, policy="hold")):
+        assert time.monotonic() - begun < 30
 
 
 # after a crash
@@ -296,7 +346,66 @@ async def test_what_a_crash_left_for_good_is_warned_of_and_not_waited_for_for_ev
     redis_cleanup.hset(f"{{gpu_lock:{uuid(0)}}}:fence", "dirty", "1")  # as the reaper of a dead holder leaves it
     sim.device(0).unattributed = 9 * GiB
     async with gpu_manager.lock(0, gpu_memory=asked(0.2)):
-        assert "9.0 GiB are in use by no living process" in caplog.text
+        assert "9.0 GiB are in use by no process that NVML lists" in caplog.text
+
+
+@pytest.mark.parametrize("listing", ["no_bytes", "zero_bytes", "hidden"])
+async def test_after_a_crash_memory_that_the_driver_tells_of_nobody_is_not_taken_for_nothing(
+    gpu_manager: GpuLockManager,
+    sim: Simulation,
+    stranger: int,
+    redis_cleanup: redis.Redis,
+    caplog: pytest.LogCaptureFixture,
+    listing: Any,
+) -> None:
+    async with gpu_manager.lock(0):
+        pass
+    redis_cleanup.hset(f"{{gpu_lock:{uuid(0)}}}:fence", "dirty", "1")
+    if listing == "hidden":
+        sim.call("compute").error = 4
+    else:
+        sim.list_processes(0, listing)
+    begun = time.monotonic()
+    async with gpu_manager.lock(0, gpu_memory=asked(0.3, on_busy="ignore")):
+        assert time.monotonic() - begun >= 0.3
+        assert "9.0 GiB are in use, and NVML does not tell how much of it is of living processes" in caplog.text
+    sim.use(0, 0, pid=stranger)
+    redis_cleanup.hset(f"{{gpu_lock:{uuid(0)}}}:fence", "dirty", "1")
+    async with gpu_manager.lock(0, gpu_memory=asked(60, on_busy="ignore")):
+        assert time.monotonic() - begun < 30, "nothing is in use, so nobody left anything"
+
+
+@pytest.mark.parametrize("code", [9, 15])
+async def test_a_dirty_grant_that_nobody_can_look_at_is_warned_of_once_and_stays_dirty(
+    gpu_manager: GpuLockManager,
+    sim: Simulation,
+    redis_cleanup: redis.Redis,
+    caplog: pytest.LogCaptureFixture,
+    code: int,
+) -> None:
+    async with gpu_manager.lock(0):
+        pass
+    fence = f"{{gpu_lock:{uuid(0)}}}:fence"
+    redis_cleanup.hset(fence, "dirty", "1")
+    sim.call("by_uuid").error = code
+    for _ in range(2):
+        async with gpu_manager.lock(0, gpu_memory=asked(0.05)):
+            pass
+        assert redis_cleanup.hget(fence, "dirty") == "1"
+    warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    blind = "held without a look at the GPU (not checked: what a holder that died may have left, on_busy)"
+    assert [blind in text for text in warnings] == ([True] if code == 9 else [False, False])
+    assert all("cannot be read" in text for text in warnings if code == 15)
+
+
+async def test_a_free_name_means_no_gpu_and_nobody_is_warned(
+    gpu_manager: GpuLockManager, redis_cleanup: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with gpu_manager.lock("my-box"):
+        pass
+    redis_cleanup.hset("{gpu_lock:my-box}:fence", "dirty", "1")
+    async with gpu_manager.lock("my-box"):
+        assert "without a look" not in caplog.text
 
 
 async def test_after_a_crash_children_of_the_dead_that_still_compute_are_waited_for_and_then_named(
