@@ -5,102 +5,25 @@ One background thread per process runs the event loop, so the heartbeat goes on 
 
 from __future__ import annotations
 
-import atexit
 import functools
 import inspect
-import os
 import threading
-from collections.abc import Awaitable, Callable
-from concurrent.futures import CancelledError as FutureCancelledError
-from concurrent.futures import Future
-from contextlib import suppress
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-import anyio
-from anyio.from_thread import BlockingPortal
-
 from aiogpulock import signals
 from aiogpulock.api import gpu_lock as async_gpu_lock
+from aiogpulock.background import call, close
 from aiogpulock.errors import LeaseLostError, MemoryNotFreedError
 from aiogpulock.lease import Lease as AsyncLease
 from aiogpulock.leaving import reason_for
 from aiogpulock.lock import GpuLock as AsyncGpuLock
 
+__all__ = ["GpuLock", "Lease", "close", "gpu_lock"]
+
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_mutex = threading.Lock()
-_portal: BlockingPortal | None = None
-_portal_pid = 0
-_thread: threading.Thread | None = None
-_exiting = False
-
-
-def _running_portal() -> BlockingPortal:
-    """The background event loop; after a fork the child starts its own."""
-    global _portal, _portal_pid
-    with _mutex:
-        if _portal is None or _portal_pid != os.getpid():
-            _portal, _portal_pid = _start(), os.getpid()
-            atexit.register(_at_exit)
-        return _portal
-
-
-def _at_exit() -> None:
-    global _exiting
-    _exiting = True
-    close()
-
-
-def _start() -> BlockingPortal:
-    """Not `start_blocking_portal`: in a forked child its context would wait, when dropped, for the parent's thread."""
-    global _thread
-    started: Future[BlockingPortal] = Future()
-
-    async def serve() -> None:
-        async with BlockingPortal() as portal:
-            started.set_result(portal)
-            await portal.sleep_until_stopped()
-
-    def run() -> None:
-        try:
-            anyio.run(serve)
-        except BaseException as error:
-            # Python 3.12 starts no thread any more at exit, and the loop's very end wants one: all is closed by then.
-            if started.done() and not (_exiting and isinstance(error, RuntimeError)):
-                raise
-            if not started.done():
-                started.set_exception(error)
-
-    _thread = threading.Thread(target=run, name="aiogpulock-sync", daemon=True)
-    _thread.start()
-    return started.result()
-
-
-def close() -> None:
-    """End the background thread: what is held is released, who waits is cancelled. The next use starts a new one."""
-    global _portal
-    with _mutex:
-        portal, _portal = _portal, None
-        if portal is not None and _portal_pid == os.getpid() and _thread is not None:
-            with suppress(RuntimeError):  # it has ended
-                portal.call(portal.stop, True)
-            _thread.join()
-
-
-def call(step: Callable[[], Awaitable[R]]) -> R:
-    """Run `step` on the background loop. Ctrl-C in this thread cancels it there; its clean-up goes on there too."""
-    future = _running_portal().start_task_soon(step)
-    try:
-        return future.result()
-    except BaseException:
-        signals.wait_for_the_end()
-        if not future.done():
-            future.cancel()
-            with suppress(FutureCancelledError, Exception):
-                future.result()
-        raise
 
 
 class Lease:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from aiogpulock import clock, sync
+from aiogpulock import background, clock, sync
 from aiogpulock.config import GpuMemorySettings
 from aiogpulock.default import PerLoop
 from aiogpulock.errors import GpuLockError, InvalidGpuError
@@ -57,7 +57,7 @@ class Turns:
     def absence(self, gpu_id: str) -> str:
         """Why this GPU is not here; empty if it is, or if NVML is not to be asked. Raises `GpuLockError`."""
         if gpu_id not in self._absent:
-            self._absent[gpu_id] = sync.call(lambda: self._look(gpu_id))
+            self._absent[gpu_id] = background.call(lambda: self._look(gpu_id))
         return self._absent[gpu_id]
 
     async def _look(self, gpu_id: str) -> str:
@@ -92,7 +92,7 @@ class Turns:
 
     def take(self, wish: Wish, lock: sync.GpuLock) -> Turn:
         """Wait for a GPU, or join the turn that this process has on it. Raises `GpuLockError`."""
-        device, memory = sync.call(lambda: self._prepare(wish))
+        device, memory = background.call(lambda: self._prepare(wish))
         if device in self._turns:
             self._turns[device].users += 1
         else:
@@ -119,7 +119,7 @@ class Turns:
             turn.lease.release()
         except GpuLockError as error:
             return str(error)
-        report = sync.call(lambda: _verdict(turn)) if turn.memory.policy != "off" else None
+        report = background.call(lambda: _verdict(turn)) if turn.memory.policy != "off" else None
         if report is None or report.status != "not_freed":
             return ""
         leak = f"GPU {turn.gpu_id} was not given back whole by {turn.lease.task_name}: {report.reason}"

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import redis
 
-from aiogpulock import ConfigError, InvalidGpuError, LeaseLostError, LockTimeoutError, NestedLockError, sync
+from aiogpulock import ConfigError, InvalidGpuError, LeaseLostError, LockTimeoutError, NestedLockError, background, sync
 from tests.helpers import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -85,7 +85,7 @@ def test_an_async_function_is_refused_and_told_where_to_go() -> None:
 def test_bad_input_is_refused_before_any_connection(keywords: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
         sync.gpu_lock(**keywords)
-    assert sync._portal is None
+    assert background._background is None
 
 
 def test_acquire_and_release_are_a_pair(client: redis.Redis) -> None:
