@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
-import pytest
 import redis
 
 from tests.edges.shell import Shell, driver_variables, ended, read_until
@@ -96,13 +96,47 @@ def test_wait_waits_and_takes_nothing(shell: Shell, redis_cleanup: redis.Redis) 
     assert late.returncode == 75
     assert re.fullmatch(r'aiogpulock: gpu 0 is not free after 0\.2 s: held by \S+ pid \d+ "asr" \d+s\n', late.stderr)
 
+    assert shell.run("wait", "--timeout", "0").returncode == 75
     waiting = shell.start("wait", "0")
-    with pytest.raises(Exception, match="timed out"):
-        waiting.wait(1)
+    looks = wait_until(lambda: looks_of_a_waiting(redis_cleanup), description="it waits")
+    time.sleep(1.5)
+    assert looks_of_a_waiting(redis_cleanup) == looks, "nothing happens, nobody looks"
+    began = time.monotonic()
     holder.terminate()
     assert ended(waiting) == (0, "", "")
+    assert time.monotonic() - began < 15, "it was told: a look comes after 30 s only"
     ended(holder)
     assert redis_cleanup.hget("{gpu_lock:0}:stats", "acquisitions") == "1"
+    assert shell.run("wait", "--timeout", "0").returncode == 0
+
+
+def looks_of_a_waiting(client: redis.Redis) -> int:
+    """How many scripts have run; 0 until somebody listens to the releases of lock 0."""
+    if not client.pubsub_numsub("gpu_lock:gpu_lock:0")[0][1]:
+        return 0
+    time.sleep(0.3)  # for the look that the subscription causes
+    calls: int = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+    return calls
+
+
+def test_wait_hears_of_a_killed_holder_and_finds_a_key_that_was_deleted(
+    shell: Shell, redis_cleanup: redis.Redis
+) -> None:
+    holder = shell.start("run", "--", "sh", "-c", HOLD)
+    read_until(holder, "in")
+    waiting = shell.start("wait")
+    wait_until(lambda: looks_of_a_waiting(redis_cleanup), description="it waits")
+    began = time.monotonic()
+    holder.kill()
+    assert ended(waiting) == (0, "", "")
+    assert time.monotonic() - began < 15, "its lease is 60 s long"
+    assert shell.run("run", "--", "true").returncode == 0
+
+    redis_cleanup.set("gpu_lock:0", "locked_by_old program", px=60_000)
+    waiting = shell.start("wait", env={"AIOGPULOCK_POLL_INTERVAL": "0.2"})
+    wait_until(lambda: looks_of_a_waiting(redis_cleanup), description="it waits")
+    redis_cleanup.delete("gpu_lock:0")  # and publishes nothing
+    assert ended(waiting) == (0, "", "")
 
 
 def test_release_ends_the_holder_that_it_saw(shell: Shell, redis_cleanup: redis.Redis) -> None:

@@ -8,9 +8,6 @@ import click
 
 from aiogpulock.cli.options import Target, target_options
 
-LOOK_EVERY = 0.5
-"""Seconds. Waiters of a script that then starts something else: half a second is nothing to them."""
-
 
 @click.command(short_help="Wait until nobody holds a GPU.")
 @click.argument("gpu", default="0")
@@ -22,30 +19,13 @@ def command(gpu: str, timeout: float | None, target: Target) -> None:
     It is not reserved: the next one may be faster. To use it, take it with `aiogpulock run`. Exit status 0: it was free
     at that moment; 75: not in time.
     """
-    import asyncio
-
     from aiogpulock.cli.app import complain
     from aiogpulock.cli.exits import CONFLICT
-    from aiogpulock.cli.lock_words import holder_words, state_of
-    from aiogpulock.cli.session import look_at, with_manager
-    from aiogpulock.manager import GpuLockManager
-    from aiogpulock.models import LockSnapshot
+    from aiogpulock.cli.lock_words import holder_words
+    from aiogpulock.cli.session import with_manager
+    from aiogpulock.cli.until_free import is_free, until_free
 
-    seen: list[LockSnapshot] = []
-
-    async def work(manager: GpuLockManager) -> bool:
-        try:
-            async with asyncio.timeout(timeout):
-                while True:
-                    seen[:] = await look_at(manager, [gpu])
-                    if state_of(seen[0]) in ("free", "dead", "expired", "quarantined") and not seen[0].queue:
-                        return True
-                    await asyncio.sleep(LOOK_EVERY)
-        except TimeoutError:
-            return False
-
-    if not with_manager(target, work):
-        complain(
-            f"gpu {gpu} is not free after {timeout:g} s" + "".join(f": {holder_words(lock, lock.age)}" for lock in seen)
-        )
+    lock = with_manager(target, lambda manager: until_free(manager, gpu, timeout))
+    if not is_free(lock):
+        complain(f"gpu {gpu} is not free after {timeout:g} s: {holder_words(lock, lock.age)}")
         sys.exit(CONFLICT)
