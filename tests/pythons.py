@@ -19,6 +19,7 @@ SWEEP = (
     "tests/unit/test_cancellation.py",
     "tests/unit/test_loss_and_cancellation.py",
     "tests/gpu/test_cancellation_beside_a_gpu.py",
+    "tests/unit/test_background.py",
 )
 NEWEST_MINOR = 20
 
