@@ -48,7 +48,7 @@ def expected_wait(typical: float | None, position: int, held_for: float | None) 
 
 def _event(gpu_id: str, entry: tuple[bytes, list[bytes]]) -> HistoryEvent:
     stream_id, flat = entry
-    texts = [part.decode("utf-8", "replace") for part in flat]
+    texts = [part.decode("utf-8", "backslashreplace") for part in flat]
     fields = dict(zip(texts[::2], texts[1::2], strict=False))
     return HistoryEvent(
         gpu_id=gpu_id,

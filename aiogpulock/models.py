@@ -204,6 +204,7 @@ class LockSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     at: float
     """Epoch seconds."""
     value: str | None
+    """Exactly what is there: bytes that are no UTF-8 as ``\\xff``."""
     foreign: bool
     """The value matches no holder record: an older program set it."""
     foreign_for: float | None

@@ -29,6 +29,7 @@ from aiogpulock.models import (
     Waiting,
     quarantine_of,
 )
+from aiogpulock.raw_text import bytes_of, text_of
 from aiogpulock.redis_client import RedisClient, ScriptMissingError
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Scripts:
             case b"waiting":
                 return _waiting(reply)
             case b"busy" | b"full":
-                return Refused(reply[0].decode(), reply[1], reply[2].decode())
+                return Refused(reply[0].decode(), reply[1], text_of(reply[2]))
             case b"stale":
                 return Stale()
             case _:
@@ -120,7 +121,7 @@ class Scripts:
             case b"released":
                 return Released(ok=True, more=reply[1] == 1, detail="")
             case b"other":
-                return Released(ok=False, more=False, detail=reply[1].decode())
+                return Released(ok=False, more=False, detail=text_of(reply[1]))
             case _:
                 outcome = _outcome(reply, keys)
                 return Released(ok=outcome == "released", more=False, detail=outcome)
@@ -152,12 +153,12 @@ class Scripts:
     async def reap(
         self, keys: LockKeys, terms: Terms, seen: str, outcome: str, reason: str, actor: str
     ) -> tuple[bool, bool]:
-        """End exactly the holder that was seen. Answers whether this call ended it, and whether to `resume`.
+        """End exactly the holder that was seen, by its value. Answers whether this ended it, and whether to `resume`.
 
         A call whose reply was lost is sent again under the same id, so one of two monitors alone is told that it did.
         """
         call_id = secrets.token_hex(16)
-        reply = await self._run("reap", keys, terms, seen, outcome, reason, actor, call_id)
+        reply = await self._run("reap", keys, terms, bytes_of(seen), outcome, reason, actor, call_id)
         return reply[0] == b"ended", reply[0] == b"ended" and reply[1] == 1
 
     async def end_foreign(
@@ -169,7 +170,8 @@ class Scripts:
         """
         limit_ms = -1 if limit is None else round(limit * 1000)
         call_id = secrets.token_hex(16)
-        reply = await self._run("end_foreign", keys, terms, seen, limit_ms, int(alive), reason, actor, call_id)
+        arguments = (bytes_of(seen), limit_ms, int(alive), reason, actor, call_id)
+        reply = await self._run("end_foreign", keys, terms, *arguments)
         return reply[0] == b"ended", reply[0] == b"ended" and reply[1] == 1
 
     async def sweep(self, keys: LockKeys, terms: Terms, actor: str, gone: Sequence[str]) -> Swept:
@@ -276,7 +278,7 @@ def _outcome(reply: list[Any], keys: LockKeys) -> Any:
 
 def parse_beat(reply: Any, keys: LockKeys) -> Beat:
     checked = _checked(reply, keys)
-    detail = checked[1].decode("utf-8", "replace") if len(checked) > 1 else ""
+    detail = text_of(checked[1]) if len(checked) > 1 else ""
     return Beat(checked[0].decode(), detail)
 
 
@@ -304,9 +306,9 @@ def _waiting(reply: list[Any]) -> Waiting:
         arrival_us=arrival,
         enqueued=enqueued == 1,
         recheck_in=recheck / 1000 if recheck >= 0 else None,
-        value=value.decode("utf-8", "replace"),
-        holder_id=holder.decode(),
-        holder_phase=phase.decode(),
+        value=text_of(value),
+        holder_id=text_of(holder),
+        holder_phase=phase.decode("utf-8", "replace"),
         holder_process=process,
         inbox_has_receiver=receiver == 1,
         more=more == 1,
@@ -331,13 +333,13 @@ def _number(text: str | None) -> int | None:
 
 def _snapshot(reply: list[Any], keys: LockKeys) -> LockSnapshot:
     _, now_ms, raw_value, pttl, raw_holder, waiters, listed, raw_stats, dead, stray, foreign_since, quarantine = reply
-    flat = [part.decode("utf-8", "replace") for part in raw_holder]
+    flat = [text_of(part) for part in raw_holder]
     holder = dict(zip(flat[::2], flat[1::2], strict=True))
     stats = {
         name.decode("utf-8", "replace"): _number(amount.decode("utf-8", "replace")) or 0
         for name, amount in zip(raw_stats[::2], raw_stats[1::2], strict=True)
     }
-    value = raw_value.decode("utf-8", "replace") or None
+    value = text_of(raw_value) if pttl != -2 else None  # somebody may have set an empty one
     ours = "id" in holder and value in (None, f"locked_by_{holder.get('task', '')}:{holder['id']}")
     if not ours:
         holder = {}
@@ -382,7 +384,7 @@ def _why_quarantined(text: str) -> str | None:
 def _waiter(entry: list[Any]) -> WaiterSnapshot:
     process = parse_process(entry[2])
     return WaiterSnapshot(
-        waiter_id=entry[0].decode(),
+        waiter_id=text_of(entry[0]),
         task_name=entry[1].decode("utf-8", "replace"),
         host=process.host if process else "",
         pid=process.pid if process else 0,

@@ -38,7 +38,7 @@ def test_status_tells_who_has_what(shell: Shell, redis_cleanup: redis.Redis) -> 
 
     holder = shell.start("run", "--name", NASTY, "--", "sh", "-c", HOLD)
     read_until(holder, "in")
-    redis_cleanup.set("gpu_lock:1", "locked_by_old program", px=60_000)
+    redis_cleanup.set("gpu_lock:1", b"locked_by_old\xff program", px=60_000)
     redis_cleanup.zadd("{gpu_lock}:index", {"1": 1})
     seen = told(shell, "status")["locks"]
 
@@ -49,7 +49,7 @@ def test_status_tells_who_has_what(shell: Shell, redis_cleanup: redis.Redis) -> 
     lines = shell.run("status").stdout.splitlines()
     assert re.fullmatch(r"GPU +STATE +FOR +TASK +HOLDER +WAITING *", lines[0])
     assert re.fullmatch(rf"0 +held +\d+s +tr.\[31main.\.py +\S+@\S+ pid {holder.pid} +0 *", lines[1])
-    assert re.fullmatch(r"1 +foreign +locked_by_old program +0 *", lines[2])
+    assert re.fullmatch(r"1 +foreign +locked_by_old\\xff program +0 *", lines[2])
     assert "\x1b" not in "".join(lines)
     holder.kill()
     wait_until(lambda: len(shell.marked()) == 0, description="nothing of it is left")

@@ -170,14 +170,16 @@ async def test_release_of_a_holder_that_is_gone_leaves_its_successor_alone(
         assert lock.holder_id == lease.holder_id
 
 
+@pytest.mark.parametrize("value", [b"locked_by_x", b"locked_by_\xff"])
 async def test_release_of_a_foreign_value_names_the_value(
-    manager: GpuLockManager, http: httpx.AsyncClient, redis_cleanup: redis.Redis
+    manager: GpuLockManager, http: httpx.AsyncClient, redis_cleanup: redis.Redis, value: bytes
 ) -> None:
-    redis_cleanup.set("gpu_lock:0", "locked_by_x")
+    redis_cleanup.set("gpu_lock:0", value)
     body = {"gpu_id": 0, "holder_id": "locked_by_y"}
     assert problem(await http.post("/gpu-lock/release", json=body, headers=BEARER))[0] == 409
-    assert redis_cleanup.get("gpu_lock:0") == "locked_by_x"
-    body["holder_id"] = "locked_by_x"
+    assert redis_cleanup.exists("gpu_lock:0")
+    [lock] = (await http.get("/gpu-lock/status")).json()["locks"]
+    body["holder_id"] = lock["value"]
     assert (await http.post("/gpu-lock/release", json=body, headers=BEARER)).status_code == 200
     assert redis_cleanup.get("gpu_lock:0") is None
 

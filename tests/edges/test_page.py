@@ -197,11 +197,11 @@ async def test_without_a_token_nothing_can_be_released(manager: GpuLockManager, 
 async def test_another_program_s_lock_is_told_apart(
     manager: GpuLockManager, browser: Browser, redis_cleanup: redis.Redis
 ) -> None:
-    redis_cleanup.set("gpu_lock:0", "locked_by_IndexTTS", px=60_000)
+    redis_cleanup.set("gpu_lock:0", b"locked_by_IndexTTS\xff\x1b", px=60_000)
     async with served(create_app(manager)) as url:
         await browser.open(url)
         await browser.until_text(".gpu .state", "held by another program")
-        assert await browser.text(".gpu .who .task") == "locked_by_IndexTTS"
+        assert await browser.text(".gpu .who .task") == "locked_by_IndexTTS\\xff\x1b"
         redis_cleanup.set("gpu_lock:0", "locked_by_IndexTTS")
         await browser.until_text(".gpu .state", "needs attention")
         assert "never expires" in await browser.text(".gpu .note")

@@ -17,12 +17,20 @@ import msgspec
 import pytest
 import redis
 
-from aiogpulock import ConfigError, GpuLockManager, GpuLockMonitor, LeaseLostError, ManagerClosedError
+from aiogpulock import (
+    ConfigError,
+    GpuLockManager,
+    GpuLockMonitor,
+    LeaseLostError,
+    LockTimeoutError,
+    ManagerClosedError,
+)
 from aiogpulock.alerts import Alerts
 from aiogpulock.config import AlertSettings
 from aiogpulock.liveness import start_time, this_process
 from aiogpulock.models import ProcessInfo
 from aiogpulock.monitor import Repair, Round
+from aiogpulock.raw_text import bytes_of
 from aiogpulock.zombies import find_zombies
 from tests.acl import LEAST_PRIVILEGES
 from tests.raw_scripts import RawLock
@@ -713,3 +721,41 @@ async def test_a_monitor_whose_manager_is_closed_says_so_at_its_end(redis_url: s
             await manager.close()
             await asyncio.sleep(0.1)
     await monitor.close()
+
+
+@pytest.mark.parametrize("value", [b"locked_by_\xff\xfe", b"\\xff", "ключ".encode(), b""])
+async def test_a_foreign_value_is_freed_whatever_its_bytes(
+    manager: GpuLockManager, monitor: GpuLockMonitor, redis_cleanup: redis.Redis, audit: Path, value: bytes
+) -> None:
+    redis_cleanup.set("gpu_lock:7", value)
+    [zombie] = (await manager.health_check()).zombie_locks
+    assert bytes_of(zombie.value or "") == value
+    msgspec.json.encode(await manager.health_check())
+
+    async def freed() -> bool:
+        seen = await monitor.round()
+        msgspec.json.encode(seen.locks)
+        return bool(seen.repaired)
+
+    await eventually(freed, description="the value to be freed")
+
+    assert redis_cleanup.exists("gpu_lock:7") == 0
+    assert [entry["lock_value"] for entry in entries(audit)] == [zombie.value]
+    [event] = await manager.history(7)
+    assert (event.event, event.reason) == ("forced", "forced_by_monitor")
+
+
+async def test_a_foreign_value_that_is_no_text_is_waited_for_and_released_by_what_is_shown(
+    redis_url: str, redis_cleanup: redis.Redis
+) -> None:
+    async with GpuLockManager(redis_url, restart_grace=0) as manager:
+        redis_cleanup.set("gpu_lock:7", b"\xff\xfe")
+        with pytest.raises(LockTimeoutError, match=r"\\xff"):
+            await manager.lock(7, max_wait_time=0).acquire()
+        assert not await manager.force_release(7, holder_id="\\xff")
+        assert await manager.force_release(7, holder_id="\\xff\\xfe")
+        lease = await manager.lock(7, max_wait_time=0).acquire()
+        redis_cleanup.set("gpu_lock:7", b"\xff")
+        with pytest.raises(LeaseLostError):
+            await lease.release()
+        redis_cleanup.delete("gpu_lock:7")
