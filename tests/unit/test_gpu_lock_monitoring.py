@@ -441,9 +441,7 @@ async def test_a_server_that_goes_and_comes_back_ends_no_monitor(
     assert (told, levels) == (["redis_disconnected"] * 2, [logging.CRITICAL, logging.WARNING])
 
 
-async def test_odd_keys_are_reported_and_end_no_round(
-    manager: GpuLockManager, monitor: GpuLockMonitor, redis_cleanup: redis.Redis
-) -> None:
+async def test_odd_keys_are_reported_and_end_no_round(redis_url: str, redis_cleanup: redis.Redis) -> None:
     redis_cleanup.zadd("{gpu_lock}:index", {"1": 1, "bad id": 1})
     redis_cleanup.rpush("gpu_lock:1", "a list")
     redis_cleanup.hset("{gpu_lock:2}:holder", mapping={"nothing": "known", "deadline": "\x00soon"})
@@ -454,13 +452,14 @@ async def test_odd_keys_are_reported_and_end_no_round(
     redis_cleanup.zadd("{gpu_lock:4}:queue", {"seat without a record": 1})
     redis_cleanup.zadd("{gpu_lock}:index", {"4": 1})
 
-    seen = await monitor.round()
+    async with GpuLockManager(redis_url, restart_grace=0) as manager:
+        seen = await GpuLockMonitor(manager).round()
     redis_cleanup.flushall()
 
     assert len(seen.unreadable) == 1
     assert "gpu_lock:1" in seen.unreadable[0]
     assert [zombie.key for zombie in seen.zombies] == ["gpu_lock:3", "gpu_lock:4", "gpu_lock:5"]
-    assert [repair.key for repair in seen.repaired] == ["gpu_lock:4"]
+    assert [repair.key for repair in seen.repaired] == ["gpu_lock:4", "gpu_lock:5"]
 
 
 async def test_an_audit_log_that_cannot_be_written_is_reported_once_and_hinders_no_repair(
