@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from aiogpulock.cli.app import complain
 from aiogpulock.cli.exits import LOST, SIGNALLED
 from aiogpulock.cli.keeper import Kept
+from aiogpulock.cli.notices import shorten_driver_notice
 from aiogpulock.cli.options import Target
 from aiogpulock.cli.process_tree import send, with_variable
 from aiogpulock.cli.waiting_line import waiting_line
@@ -157,6 +158,7 @@ class _Runner:
     async def _work(self) -> int:
         wishes = self._wishes
         async with wishes.target.manager((self._kept.pid, self._kept.command_pid)) as manager:
+            shorten_driver_notice(manager.settings.gpu_lock.gpu_memory)
             lock = manager.lock(
                 wishes.gpu,
                 task_name=wishes.task_name,

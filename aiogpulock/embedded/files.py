@@ -99,6 +99,11 @@ def _make_private(directory: Path) -> None:
         with contextlib.suppress(FileExistsError):
             directory.mkdir(mode=0o700)
         found = directory.lstat()
+    except FileNotFoundError as error:
+        raise RedisUnavailableError(
+            f"cannot make the directory {directory}: {directory.parent} does not exist. Make it, or name another by "
+            f"AIOGPULOCK_EMBEDDED_DIR, {OTHER_WAY}"
+        ) from error
     except OSError as error:
         raise RedisUnavailableError(f"cannot make the directory {directory}: {error.strerror}; {OTHER_WAY}") from error
     wrong = _what_is_wrong(found)

@@ -7,6 +7,7 @@ and `gpu_lifespan` put the lock into a server of your own.
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
     from aiogpulock.web.server import serve as serve
 
 HOW_TO_INSTALL = "pip install 'aiogpulock[server]'"
+
+
+def _missing(name: str | None) -> ModuleNotFoundError:
+    return ModuleNotFoundError(f"aiogpulock.web needs {name}: {HOW_TO_INSTALL}", name=name)
+
+
+if find_spec("starlette") is None:  # what all of it needs; what else is missing is said at its first use
+    raise _missing("starlette")
 
 _HOMES = {
     "GpuGate": "gate",
@@ -34,7 +43,7 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("aiogpulock"):
             raise
-        raise ImportError(f"aiogpulock.web needs {error.name}: {HOW_TO_INSTALL}", name=error.name) from error
+        raise _missing(error.name) from None
     globals()[name] = value
     return value
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import redis
 
+from aiogpulock.cli.notices import NO_DRIVER
 from tests.edges.shell import Shell, ended, read_until
 from tests.edges.terminal import Terminal
 
@@ -73,3 +74,16 @@ def test_ctrl_z_stops_it_and_fg_goes_on(shell: Shell, redis_cleanup: redis.Redis
         terminal.until(r"fg\r\n.*\r\n")
         terminal.type("hello\n")
         terminal.until(r"got hello\r\n\$ ")
+
+
+def test_a_missing_driver_is_one_short_line_and_for_people_only(shell: Shell, redis_cleanup: redis.Redis) -> None:
+    no_driver = {"AIOGPULOCK_GPU_MEMORY_NVML": "auto", "LD_LIBRARY_PATH": ""}
+    done = shell.run("run", "--", "echo", "done", env=no_driver)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+    strict = shell.run("run", "--", "true", env=no_driver | {"AIOGPULOCK_GPU_MEMORY_POLICY": "hold"})
+    assert "nothing verifies their memory" in strict.stderr
+    with Terminal(shell.env | no_driver) as terminal:
+        terminal.type("aiogpulock run -- echo do''ne\n")
+        lines = [line for line in terminal.until(r"done\s+\$ ").splitlines() if "NVIDIA" in line]
+    assert len(lines) == 1, "one line, of 80 columns or little more"
+    assert lines[0].endswith(NO_DRIVER)

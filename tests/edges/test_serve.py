@@ -86,5 +86,5 @@ def test_without_the_extra_it_says_what_to_install(missing: str, name: str) -> N
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     last = ended.stderr.splitlines()[-1]
-    assert last.startswith(f"ImportError: aiogpulock.web needs {missing}")
+    assert last.startswith(f"ModuleNotFoundError: aiogpulock.web needs {missing}")
     assert last.endswith("pip install 'aiogpulock[server]'")

@@ -422,6 +422,11 @@ def test_a_file_in_place_of_the_directory_is_refused(home: Path) -> None:
         join(directory=home / "d")
 
 
+def test_a_directory_whose_parent_is_missing_is_refused_by_name(home: Path) -> None:
+    with pytest.raises(RedisUnavailableError, match=rf"{home}/no such does not exist\. Make it.*set REDIS_URL"):
+        join(directory=home / "no such" / "d")
+
+
 def test_a_path_too_long_for_a_socket_is_refused_before_anything_is_made(home: Path) -> None:
     directory = home / ("x" * 90)
     with pytest.raises(RedisUnavailableError, match="too long for a unix socket"):
