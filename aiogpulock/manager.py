@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from functools import partial
@@ -29,7 +28,7 @@ from aiogpulock.health import HealthReport, Survey, unreachable
 from aiogpulock.heartbeat import Holds
 from aiogpulock.history import read_history
 from aiogpulock.incidents import AlertHook, CriticalFailureLog, ExceptionStats, Incidents, log_alert
-from aiogpulock.keys import LockKeys, check_gpu_id, index_key, lock_keys
+from aiogpulock.keys import LockKeys, check_gpu_id, lock_keys
 from aiogpulock.lease import Hold
 from aiogpulock.leaving import finish, leave
 from aiogpulock.liveness import this_process, with_companions
@@ -40,16 +39,13 @@ from aiogpulock.parts import Parts
 from aiogpulock.scripts import Scripts, Terms
 from aiogpulock.server_link import ServerLink
 from aiogpulock.waiting import WaitingRoom
-from aiogpulock.wakeups import Grant, Inbox, Lost, Message
+from aiogpulock.wakeups import Inbox
 
 T = TypeVar("T")
 
 COMMAND_CONNECTIONS = 4
 URGENT_CONNECTIONS = 1
 """For beats and releases: they never wait behind a thousand acquires."""
-KEEP_INDEX_SECONDS = 30 * 24 * 3600
-MOST_INDEXED = 1000
-"""Ids that a manager remembers to have made known; one more, and the oldest is made known again at its next use."""
 
 
 class GpuLockManager:
@@ -91,7 +87,6 @@ class GpuLockManager:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._starting = asyncio.Lock()
         self._parts: Parts | None = None
-        self._indexed: dict[str, float] = {}
         self._closed = False
 
     # what users call
@@ -136,8 +131,7 @@ class GpuLockManager:
     async def status(self) -> list[LockSnapshot]:
         """Every known lock: holder, age, queue, deadline. Raises `RedisUnavailableError`."""
         parts = await self.started()
-        known = await parts.client.execute("ZRANGE", index_key(self.namespace), 0, -1)
-        ids = sorted(gpu_id.decode() for gpu_id in known)
+        ids = await parts.index.ids()
         return [await parts.scripts.snapshot(lock_keys(gpu_id, self.namespace)) for gpu_id in ids]
 
     async def health_check(self, *, timeout: float | None = None) -> HealthReport:
@@ -318,7 +312,7 @@ class GpuLockManager:
             return
         errand = f"release of leaked {hold.id}"
         with suppress(RuntimeError):  # the loop is closed: the guard thread releases
-            hold.loop.call_soon_threadsafe(self._add_errand, errand, lambda: leave(self, hold, "leaked"))
+            hold.loop.call_soon_threadsafe(self.later, errand, lambda: leave(self, hold, "leaked"))
 
     async def resume(self, keys: LockKeys, terms: Terms) -> None:
         """Go on with a grant that looked at many dead seats."""
@@ -327,7 +321,7 @@ class GpuLockManager:
 
     def resume_later(self, keys: LockKeys, terms: Terms) -> None:
         """The same, without waiting for it: nobody who leaves must hear of its failures."""
-        self._add_errand(f"resume of {keys.lock}", lambda: self.resume(keys, terms))
+        self.later(f"resume of {keys.lock}", lambda: self.resume(keys, terms))
 
     async def withdraw(self, keys: LockKeys, terms: Terms, waiter_id: str, reason: str, inbox: str = "") -> None:
         if await self.urgent.withdraw(keys, terms, waiter_id, reason, inbox):
@@ -335,7 +329,12 @@ class GpuLockManager:
 
     def withdraw_later(self, keys: LockKeys, terms: Terms, waiter_id: str, reason: str, inbox: str = "") -> None:
         """Leave the queue without waiting for it: Redis may be away."""
-        self._add_errand(f"withdrawal of {waiter_id}", lambda: self.withdraw(keys, terms, waiter_id, reason, inbox))
+        self.later(f"withdrawal of {waiter_id}", lambda: self.withdraw(keys, terms, waiter_id, reason, inbox))
+
+    def later(self, name: str, errand: Callable[[], Awaitable[object]]) -> None:
+        """Do it when Redis can be reached, without waiting for it."""
+        if not self._closed:
+            self.parts.errands.add(name, errand)
 
     async def emergency_scripts(self, call: Callable[[Scripts], Awaitable[T]]) -> T:
         """Run `call` on a connection of its own."""
@@ -360,22 +359,13 @@ class GpuLockManager:
 
         A server that refuses writes for a while must not end an acquisition that would wait for it.
         """
-        if time.time() - self._indexed.get(keys.gpu_id, 0.0) < 24 * 3600:
+        index = self.parts.index
+        if keys.gpu_id in index:
             return
         try:
-            await self._index(keys)
+            await index.add(keys.gpu_id)
         except RedisUnavailableError:
-            self._add_errand(f"index of {keys.lock}", lambda: self._index(keys))
-
-    async def _index(self, keys: LockKeys) -> None:
-        now, client = time.time(), self.parts.client
-        await client.execute("ZADD", keys.index, int(now), keys.gpu_id)
-        await client.execute("EXPIRE", keys.index, KEEP_INDEX_SECONDS)
-        await client.execute("ZREMRANGEBYSCORE", keys.index, "-inf", int(now) - KEEP_INDEX_SECONDS)
-        self._indexed.pop(keys.gpu_id, None)
-        self._indexed[keys.gpu_id] = now
-        if len(self._indexed) > MOST_INDEXED:
-            del self._indexed[next(iter(self._indexed))]
+            self.later(f"index of {keys.lock}", lambda: index.add(keys.gpu_id))
 
     # start and end
 
@@ -402,64 +392,23 @@ class GpuLockManager:
             await parts.close()
         await self._link.close()
 
-    # messages
-
-    def _add_errand(self, name: str, errand: Callable[[], Awaitable[object]]) -> None:
-        if not self._closed:
-            self.parts.errands.add(name, errand)
+    # what goes into a lock's records besides its life
 
     def _send_counts(self, keys: LockKeys) -> None:
         """One batch per lock is under way at a time, under one id, so that a lost reply counts nothing twice."""
         if self._parts is None or self._closed:
             return
         batch, counters = secrets.token_hex(16), self.incidents.take_unsent(keys)
-        self._add_errand(f"counters {batch}", lambda: self.urgent.count(keys, batch, counters))
+        self.later(f"counters {batch}", lambda: self.urgent.count(keys, batch, counters))
 
     def _send_alert(self, keys: LockKeys, alert: Alert) -> None:
         """Into the lock's history, where a monitor finds it; from any thread, and when Redis is back if it is away."""
         if self._parts is None or self._closed:
             return
         note = secrets.token_hex(16)
-        add = partial(self._add_errand, f"alert {note}", lambda: self.urgent.note(keys, note, alert, self.actor))
+        add = partial(self.later, f"alert {note}", lambda: self.urgent.note(keys, note, alert, self.actor))
         if asyncio._get_running_loop() is self._loop:
             add()
         else:  # the guard thread: the loop is blocked, and hears of it afterwards
             with suppress(RuntimeError):  # it is closed
                 self.running_loop.call_soon_threadsafe(add)
-
-    def on_message(self, message: Message) -> None:
-        room = self.parts.rooms.get((message.lock, True))
-        match message:
-            case Grant():
-                if (room and room.granted(message)) or message.id in self.holds:
-                    return
-                keys = self._keys_of(message.lock)
-                if keys is not None:
-                    self.withdraw_later(keys, self.script_terms(), message.id, "cancelled", self.inbox.channel)
-            case Lost():
-                hold = self.holds.get(message.id)
-                if hold is not None:
-                    hold.revocation = message.reason
-                    self.parts.heartbeat.beat_now()
-            case _:
-                if room:
-                    room.next_in_line(message)
-
-    def on_release(self, lock: str) -> None:
-        """An older program released: the first in line looks."""
-        for (key, _), room in self.parts.rooms.items():
-            if key == lock:
-                room.wake_first()
-
-    def on_health(self, healthy: bool) -> None:
-        if healthy:  # the server may have restarted without its data
-            self.parts.heartbeat.beat_now()
-            self._add_errand("aliases", self.parts.finder.restore)
-        for room in self.parts.rooms.values():
-            room.health_changed()
-
-    def _keys_of(self, lock: str) -> LockKeys | None:
-        try:
-            return lock_keys(check_gpu_id(lock.removeprefix(f"{self.namespace}:")), self.namespace)
-        except InvalidGpuError:
-            return None

@@ -18,6 +18,8 @@ from aiogpulock.gpu.nvml import shared
 from aiogpulock.guard import Guard
 from aiogpulock.health import Health, Survey
 from aiogpulock.heartbeat import Heartbeat
+from aiogpulock.incoming import Incoming
+from aiogpulock.index import Index
 from aiogpulock.keys import LockKeys, inbox_channel
 from aiogpulock.lease import Hold
 from aiogpulock.liveness import ProcessWatch, boot_id
@@ -62,12 +64,14 @@ class Parts:
         self.rooms: dict[tuple[str, bool], WaitingRoom] = {}
         self.watch = ProcessWatch()
         self.errands = Errands()
+        self.index = Index(client, manager.namespace)
+        incoming = Incoming(manager, self)
         self.inbox = Inbox(
             client,
             inbox_channel(manager.namespace, client.database, secrets.token_hex(8)),
-            on_message=manager.on_message,
-            on_release=manager.on_release,
-            on_health=manager.on_health,
+            on_message=incoming.message,
+            on_release=incoming.release,
+            on_health=incoming.health,
             on_unreachable=manager.unreachable,
         )
         self.overview = Overview(manager.link, manager.namespace)

@@ -168,7 +168,7 @@ MUTANTS = (
     Mutant(
         "a message withdraws what is not ours",
         "forged-messages",
-        (Edit("manager.py", '"cancelled", self.inbox.channel)', '"cancelled")'),),
+        (Edit("incoming.py", '"cancelled", self._parts.inbox.channel)', '"cancelled")'),),
     ),
     Mutant(
         "a forked child uses its parent's connections",

@@ -61,7 +61,7 @@ async def test_a_second_release_does_nothing_also_not_to_the_next_holder(manager
 async def test_a_manager_forgets_the_locks_that_nobody_waits_for(
     manager: GpuLockManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiogpulock.manager.MOST_INDEXED", 3)
+    monkeypatch.setattr("aiogpulock.index.MOST_REMEMBERED", 3)
     async with held_elsewhere(manager):
         with pytest.raises(LockTimeoutError):
             await manager.lock(0, max_wait_time=0.05).acquire()
@@ -69,7 +69,7 @@ async def test_a_manager_forgets_the_locks_that_nobody_waits_for(
         async with manager.lock(gpu):
             pass
     assert manager.parts.rooms == {}
-    assert list(manager._indexed) == ["3", "4", "5"]
+    assert list(manager.parts.index._added) == ["3", "4", "5"]
     assert len(await manager.status()) == 6, "Redis still knows them"
 
 
