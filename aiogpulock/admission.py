@@ -6,6 +6,7 @@ While the GPU is looked at, the lock is held and its heartbeat goes on; who is r
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -18,11 +19,12 @@ from aiogpulock.errors import ConfigError, DeviceBusyError, DeviceQuarantinedErr
 from aiogpulock.foreign import family, named
 from aiogpulock.gpu.memory import PASSES
 from aiogpulock.gpu.obstacles import Demands, Kind, Obstacle, gib, obstacles
-from aiogpulock.gpu.records import MemoryReading, NvmlError
+from aiogpulock.gpu.quarantine import living
+from aiogpulock.gpu.records import Gpu, MemoryReading, NvmlError
 from aiogpulock.gpu.verify import Pauses
 from aiogpulock.lease import Hold
 from aiogpulock.leaving import leave, reason_for
-from aiogpulock.models import Quarantine, quarantine_of
+from aiogpulock.models import Quarantine, quarantines_of
 
 if TYPE_CHECKING:
     from aiogpulock.manager import GpuLockManager
@@ -39,11 +41,13 @@ _blind: set[str] = set()
 async def admitted(manager: GpuLockManager, wish: Wish) -> Hold:
     """Acquire, with the GPU's memory looked after.
 
-    Raises what `Acquisition.run` raises; after that `DeviceBusyError`, `DeviceQuarantinedError`, `LeaseLostError`,
+    Raises `ConfigError` for a `require_free` of more than the card has, and what `Acquisition.run` raises; after that
+    `DeviceBusyError`, `DeviceQuarantinedError`, `LeaseLostError`,
     `NvmlError` where NVML is required.
     """
     caretaker, memory = manager.caretaker, wish.settings.gpu_memory
     begun = clock.now()
+    await _check_card(manager, wish.gpu, memory)
     before = caretaker.expect(wish.gpu, memory)
     hold = await Acquisition(manager, wish).run()
     if not _is_checked(hold, memory):
@@ -66,6 +70,22 @@ def _is_checked(hold: Hold, memory: GpuMemorySettings) -> bool:
     return asked or hold.grant.dirty or bool(hold.grant.quarantine)
 
 
+async def _check_card(manager: GpuLockManager, gpu: Gpu, memory: GpuMemorySettings) -> None:
+    """Nobody queues for more memory than the card has. Where it does not answer now, the admission looks again."""
+    if memory.require_free is None or gpu.uuid is None or gpu.remote or memory.nvml == "off":
+        return
+    with suppress(NvmlError):
+        _check_size(memory.require_free_bytes, await manager.caretaker.nvml.read(gpu.uuid, processes=False))
+
+
+def _check_size(required: int | None, reading: MemoryReading) -> None:
+    if required is not None and required > reading.total:
+        raise ConfigError(
+            f"gpu_lock.gpu_memory.require_free: {gib(required)} are more than the whole GPU has "
+            f"({gib(reading.total)}, {reading.uuid})"
+        )
+
+
 class Admission:
     """Looks at the GPU until it is as the holder demands it. `left`: seconds of `max_wait_time` that are left."""
 
@@ -76,15 +96,17 @@ class Admission:
         self._left = left
         self._settle = min(memory.settle_time, left)
         self._dirty = hold.grant.dirty
-        self._quarantine = self._told()
+        self._line, self._quarantine = self._told()
         self._trouble: NvmlError | None = None
+        pids = manager.caretaker.pids()
         self._demands = Demands(
             tolerance=memory.tolerance_bytes,
-            pids=manager.caretaker.pids(),
+            pids=pids,
             require_free=memory.require_free_bytes,
             idle=memory.on_busy in ("wait", "raise") or (self._dirty and memory.on_busy == "warn"),
             drained=self._dirty,
             quarantine=self._quarantine,
+            quarantined_pids=living(self._quarantine) if self._quarantine is not None and pids is not None else None,
         )
 
     async def run(self) -> None:
@@ -145,7 +167,7 @@ class Admission:
 
     async def _look(self, uuid: str) -> list[Obstacle]:
         reading = await self._manager.caretaker.nvml.read(uuid)
-        self._check_size(reading)
+        _check_size(self._memory.require_free_bytes, reading)
         return obstacles(reading, structs.replace(self._demands, pids=family(self._demands.pids, reading)))
 
     def _patience(self, kind: Kind) -> float:
@@ -205,30 +227,23 @@ class Admission:
         asked = [words[kind] for kind in self._demands.kinds if kind in words]
         return f" (not checked: {', '.join(asked)})" if asked else ""
 
-    def _check_size(self, reading: MemoryReading) -> None:
-        required = self._memory.require_free_bytes
-        if required is not None and required > reading.total:
-            raise ConfigError(
-                f"gpu_lock.gpu_memory.require_free: {gib(required)} are more than the whole GPU has "
-                f"({gib(reading.total)}, {self._hold.gpu.uuid})"
-            )
-
     # quarantine
 
-    def _told(self) -> Quarantine | None:
-        """The quarantine of this device. Where hosts share a lock by its index, it may be another's."""
-        text, uuid = self._hold.grant.quarantine, self._hold.gpu.uuid
-        if not text:
-            return None
-        quarantine = quarantine_of(text)
-        if quarantine is None:
-            raise DeviceQuarantinedError(f"{self._hold.keys.lock} is quarantined by another version: {text}", text)
-        return None if uuid is not None and quarantine.uuid != uuid else quarantine
+    def _told(self) -> tuple[str, Quarantine | None]:
+        """The quarantine of this device, and the line that says so. Where hosts share a lock, others' are there too."""
+        uuid = self._hold.gpu.uuid
+        for line, quarantine in quarantines_of(self._hold.grant.quarantine).items():
+            if quarantine is None:
+                text = f"{self._hold.keys.lock} is quarantined by another version: {line}"
+                raise DeviceQuarantinedError(text, line)
+            if uuid in (None, quarantine.uuid):
+                return line, quarantine
+        return "", None
 
     async def _lift(self) -> None:
         hold, manager = self._hold, self._manager
         try:
-            if await manager.scripts.lift(hold.keys, hold.grant.quarantine, "memory is back", manager.actor):
+            if await manager.scripts.lift(hold.keys, self._line, "memory is back", manager.actor):
                 logger.warning("%s: the memory is back, the quarantine is lifted", hold.keys.lock)
         except GpuLockError as error:
             logger.warning("%s: the memory is back, and the quarantine stays for now: %s", hold.keys.lock, error)

@@ -191,7 +191,6 @@ class Caretaker:
             hold.quarantine = quarantine_for(
                 report, before.baseline, care.terms, hold.task_name, before.uuid, before.pids
             )
-        self._incidents.alert("gpu_quarantined", "critical", hold.keys, f"{hold.keys.lock}: {report.reason}")
 
     def end(self, hold: Hold, *, in_order: bool) -> None:
         """The hold is over. `in_order`: by its release, and not by a loss."""

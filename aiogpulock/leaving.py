@@ -16,7 +16,7 @@ import anyio
 from aiogpulock import clock
 from aiogpulock.errors import GpuLockError, ProtocolError
 from aiogpulock.lease import Hold
-from aiogpulock.models import Released
+from aiogpulock.models import Released, quarantine_of
 from aiogpulock.scripts import Scripts
 
 if TYPE_CHECKING:
@@ -125,6 +125,8 @@ async def _end(scripts: Scripts, hold: Hold, reason: str) -> Released:
 async def _after(manager: GpuLockManager, hold: Hold, released: Released) -> None:
     if not released.ok and hold.lost_reason is None:
         manager.incidents.count("ownership_violations", hold.keys)
+    if released.ok and (told := quarantine_of(hold.quarantine)):
+        manager.incidents.alert("gpu_quarantined", "critical", hold.keys, f"{hold.keys.lock}: {told.reason}")
     if released.more:
         manager.resume_later(hold.keys, hold.terms.script)
 

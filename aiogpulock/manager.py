@@ -168,9 +168,12 @@ class GpuLockManager:
 
         `reason` and `actor` go into the lock's history. Raises `InvalidGpuError`, `RedisUnavailableError`.
         """
-        keys = await self.keys_of(gpu_id)
-        seen = await self.scripts.quarantine(keys)
-        return bool(seen) and await self.scripts.lift(keys, seen, reason, actor or self.actor)
+        gpu = await self._known(gpu_id)
+        keys, lifted = lock_keys(gpu.id, self.namespace), False
+        for line, told in (await self.scripts.quarantines(keys)).items():
+            if told is None or gpu.uuid in (None, told.uuid):  # hosts may share a lock: another's device is not ours
+                lifted |= await self.scripts.lift(keys, line, reason, actor or self.actor)
+        return lifted
 
     async def keys_of(self, gpu_id: int | str | LockSnapshot) -> LockKeys:
         """The keys under which this host locks a GPU, for whoever looks at the lock and does not acquire it.
@@ -179,15 +182,17 @@ class GpuLockManager:
         also where this host would lock the device under another key. Raises `InvalidGpuError` for
         what can be no id, `RedisUnavailableError`.
         """
+        return lock_keys((await self._known(gpu_id)).id, self.namespace)
+
+    async def _known(self, gpu_id: int | str | LockSnapshot) -> Gpu:
         if isinstance(gpu_id, LockSnapshot):
-            return lock_keys(gpu_id.gpu_id, self.namespace)
+            return Gpu(gpu_id.gpu_id)
         name, lock = check_gpu_id(gpu_id), self.settings.gpu_lock
         parts = await self.started()
         try:
-            gpu = await parts.finder.look(name, lock.identity, lock.gpu_memory.nvml)
+            return await parts.finder.look(name, lock.identity, lock.gpu_memory.nvml)
         except InvalidGpuError:
-            return lock_keys(name, self.namespace)
-        return lock_keys(gpu.id, self.namespace)
+            return Gpu(name)
 
     async def force_release(
         self,

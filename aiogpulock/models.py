@@ -74,7 +74,7 @@ class Held(NamedTuple):
     waited: float
     """Seconds since the waiter arrived, on the server's clock."""
     quarantine: str = ""
-    """Why the GPU is quarantined, as a `Quarantine` in JSON; empty: it is not."""
+    """What is quarantined, each device as a line of JSON (`quarantines_of`); empty: nothing."""
 
 
 class Waiting(NamedTuple):
@@ -156,8 +156,10 @@ class Quarantine(msgspec.Struct, frozen=True, kw_only=True):
     """In words: who left what."""
     uuid: str
     task: str
-    pids: tuple[int, ...]
-    """Of the holder, as NVML numbers them; none: it does not tell."""
+    processes: tuple[tuple[int, int], ...]
+    """(pid, start time in clock ticks since boot) of the holder's, as NVML numbers them; none: it does not tell."""
+    boot: str
+    """In which these were numbered."""
     own_before: int
     """What they had before their hold."""
     nobodys_before: int
@@ -173,12 +175,17 @@ class Quarantine(msgspec.Struct, frozen=True, kw_only=True):
     """Epoch seconds."""
 
 
-def quarantine_of(text: str) -> Quarantine | None:
-    """What is kept in Redis, or None if it is nothing that we can understand."""
+def quarantine_of(line: str) -> Quarantine | None:
+    """What is kept in Redis of one device, or None if it is nothing that we can understand."""
     try:
-        return msgspec.json.decode(text, type=Quarantine)
+        return msgspec.json.decode(line, type=Quarantine)
     except msgspec.DecodeError:
         return None
+
+
+def quarantines_of(text: str) -> dict[str, Quarantine | None]:
+    """What is kept in Redis of one lock, by its lines: hosts may share a lock by its index, with a device each."""
+    return {line: quarantine_of(line) for line in text.split("\n") if line}
 
 
 class WaiterSnapshot(msgspec.Struct, frozen=True):

@@ -20,6 +20,7 @@ from aiogpulock.models import (
     Held,
     LockSnapshot,
     ProcessInfo,
+    Quarantine,
     Refused,
     Released,
     Request,
@@ -27,7 +28,7 @@ from aiogpulock.models import (
     Swept,
     WaiterSnapshot,
     Waiting,
-    quarantine_of,
+    quarantines_of,
 )
 from aiogpulock.raw_text import bytes_of, text_of
 from aiogpulock.redis_client import RedisClient, ScriptMissingError
@@ -200,10 +201,10 @@ class Scripts:
         """End the quarantine that was seen. Answers whether it was still that one."""
         return bool((await self._run("lift", keys, Terms(0, 0), seen, reason, actor))[0] == b"lifted")
 
-    async def quarantine(self, keys: LockKeys) -> str:
-        """What is kept of a quarantine; empty: there is none."""
+    async def quarantines(self, keys: LockKeys) -> dict[str, Quarantine | None]:
+        """What is kept of quarantines, by the text that `lift` takes."""
         text = await self._client.execute("HGET", keys.fence, "quarantine")
-        return text.decode("utf-8", "replace") if text else ""
+        return quarantines_of(text.decode("utf-8", "replace") if text else "")
 
     async def granted_since(self, keys: LockKeys, token: int) -> bool:
         """Whether anybody was granted the lock after the holder of `token` had released it; True if Redis forgot."""
@@ -377,8 +378,7 @@ def _snapshot(reply: list[Any], keys: LockKeys) -> LockSnapshot:
 
 
 def _why_quarantined(text: str) -> str | None:
-    quarantine = quarantine_of(text)
-    return quarantine.reason if quarantine else text or None
+    return "; ".join(told.reason if told else line for line, told in quarantines_of(text).items()) or None
 
 
 def _waiter(entry: list[Any]) -> WaiterSnapshot:

@@ -26,6 +26,8 @@ class Demands(msgspec.Struct, frozen=True, kw_only=True):
     drained: bool = False
     """What processes that have ended left must be gone: the holder before died."""
     quarantine: Quarantine | None = None
+    quarantined_pids: frozenset[int] | None = None
+    """Those of its processes that live; None: that cannot be told here."""
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -51,8 +53,9 @@ def obstacles(reading: MemoryReading, demands: Demands) -> list[Obstacle]:
     """All demands that this reading does not meet."""
     found = []
     foreign = foreign_processes(reading, demands.pids)
-    if demands.quarantine is not None and not is_over(demands.quarantine, reading):
-        found.append(Obstacle("quarantined", demands.quarantine.reason))
+    quarantine = demands.quarantine
+    if quarantine is not None and not is_over(quarantine, reading, demands.quarantined_pids):
+        found.append(Obstacle("quarantined", quarantine.reason))
     if demands.drained and (left := _left_by_the_dead(reading, demands.tolerance + IDLE_BYTES)):
         found.append(Obstacle("draining", left))
     if demands.require_free is not None and reading.free < demands.require_free:

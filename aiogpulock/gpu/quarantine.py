@@ -8,6 +8,7 @@ import msgspec
 
 from aiogpulock.gpu.memory import IDLE_BYTES, Baseline, MemoryReport, Terms
 from aiogpulock.gpu.records import MemoryReading
+from aiogpulock.liveness import boot_id, start_time
 from aiogpulock.models import Quarantine
 
 
@@ -15,14 +16,15 @@ def quarantine_for(
     report: MemoryReport, baseline: Baseline, terms: Terms, task: str, uuid: str, pids: frozenset[int] | None
 ) -> str:
     """What Redis keeps of a verdict "not freed"."""
-    listed = tuple(sorted(pids or ()))
+    listed = sorted(pids or ())
     who = f"{task!r} (pid {', '.join(map(str, listed))})" if listed else repr(task)
     own, nobodys = baseline.sample.own, baseline.sample.unattributed
     quarantine = Quarantine(
         reason=f"{who} left {(report.bytes or 0) / (1 << 20):.0f} MiB: {report.reason}",
         uuid=uuid,
         task=task,
-        pids=listed if own is not None else (),
+        processes=tuple((pid, start_time(pid) or 0) for pid in listed) if own is not None else (),
+        boot=boot_id(),
         own_before=own or 0,
         nobodys_before=max(0, nobodys or 0),
         used_before=baseline.sample.used,
@@ -34,15 +36,25 @@ def quarantine_for(
     return msgspec.json.encode(quarantine).decode()
 
 
-def is_over(quarantine: Quarantine, reading: MemoryReading) -> bool:
+def living(quarantine: Quarantine) -> frozenset[int]:
+    """The pids that are still the holder's: one that was given anew, or since a reboot, is somebody else's.
+
+    Only for a process that numbers processes as NVML does.
+    """
+    here = quarantine.boot == boot_id()
+    return frozenset(pid for pid, started in quarantine.processes if here and start_time(pid) == started)
+
+
+def is_over(quarantine: Quarantine, reading: MemoryReading, theirs: frozenset[int] | None = None) -> bool:
     """The memory has come back: the holder's, where NVML gives figures per process, or else the whole device's.
 
-    Memory of no listed process may still be the holder's, or its children's.
+    `theirs`: the pids that are `living`; None: not known, all count. Memory of no listed process may still be the
+    holder's, or its children's.
     """
-    own = reading.bytes_of(frozenset(quarantine.pids))
+    own = reading.bytes_of(theirs if theirs is not None else frozenset(pid for pid, _ in quarantine.processes))
     nobodys = reading.nobodys
     told = reading.tells_processes or reading.used <= IDLE_BYTES
-    if quarantine.pids and own is not None and nobodys is not None and told:
+    if quarantine.processes and own is not None and nobodys is not None and told:
         back = own <= quarantine.own_before + quarantine.room
         return back and nobodys <= quarantine.nobodys_before + max(quarantine.tolerance, IDLE_BYTES)
     return reading.version == quarantine.version and reading.used <= quarantine.used_before + quarantine.room

@@ -6,7 +6,7 @@
 --      10 lease, ms   11 ttl of the key, ms
 --      12 original arrival, us (0: new)    13 priority, higher first            14 most waiters (-1: no bound)
 --      15 1: may wait, 0: try once         16 task    17 process (JSON)
--- Reply {'held', token, dirty, wait_ms, why the GPU is quarantined (JSON) or ''}
+-- Reply {'held', token, dirty, wait_ms, what is quarantined (lines of JSON) or ''}
 --       {'waiting', position (from 1), arrival_us, enqueued now (0/1), ms until a re-check pays (-1: unknown),
 --                   value, holder id, holder phase, holder process, inbox has a receiver (0/1), more (0/1), waiters}
 --       {'busy' | 'full', waiters, value}   {'stale'}   {'done', outcome}   {'newer', protocol}

@@ -1,13 +1,20 @@
 -- Ends a quarantine: exactly the one that the caller saw, whoever it is: a holder that looked again, or an operator.
 --
 -- KEYS  see prelude.lua
--- ARGV  4 the quarantine as seen (JSON)   5 why   6 actor
--- Reply {'lifted'}   {'changed', the quarantine now, or ''}   {'newer', protocol}
+-- ARGV  4 the quarantine as seen (JSON, one line)   5 why   6 actor
+-- Reply {'lifted'}   {'changed', what is quarantined now (lines of JSON), or ''}   {'newer', protocol}
 
-local current = fence().quarantine
-if current == '' or current ~= ARGV[4] then return {'changed', current} end
+local seen, rest = false, {}
+for line in fence().quarantine:gmatch('[^\n]+') do
+  if line == ARGV[4] then seen = true else rest[#rest + 1] = line end
+end
+if not seen then return {'changed', fence().quarantine} end
 
-redis.call('HDEL', FENCE, 'quarantine')
+if rest[1] then
+  redis.call('HSET', FENCE, 'quarantine', table.concat(rest, '\n'))
+else
+  redis.call('HDEL', FENCE, 'quarantine')
+end
 record('event', 'lifted', 'task', '', 'token', '0', 'holder', '', 'reason', ARGV[5], 'actor', ARGV[6],
   'wait_ms', '0', 'hold_ms', '0')
 count('quarantines_lifted')

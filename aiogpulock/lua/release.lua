@@ -32,9 +32,14 @@ else
   redis.call('PEXPIRE', FENCE, KEEP_UNUSED)
   fence().token = token + 1
 end
-if (ARGV[7] or '') ~= '' then
-  fence().quarantine = ARGV[7]
-  redis.call('HSET', FENCE, 'quarantine', ARGV[7])
+if (ARGV[7] or '') ~= '' then   -- one line for each device: hosts may share a lock by its index
+  local device, lines = ARGV[7]:match('"uuid":"[^"]*"') or ARGV[7], {}
+  for line in fence().quarantine:gmatch('[^\n]+') do
+    if not line:find(device, 1, true) then lines[#lines + 1] = line end
+  end
+  lines[#lines + 1] = ARGV[7]
+  fence().quarantine = table.concat(lines, '\n')
+  redis.call('HSET', FENCE, 'quarantine', fence().quarantine)
   count('quarantines')
 end
 if ARGV[8] == '1' then   -- before the grant, which tells it on

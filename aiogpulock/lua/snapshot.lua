@@ -5,7 +5,7 @@
 -- Reply {'snapshot', now_ms, value, pttl_ms, holder hash (flat), seats in all, listed waiters, stats (flat),
 --        dead seats among those looked at, waiters without a queue (0/1),
 --        since when a monitor knows this foreign value without expiry, ms (0: not yet),
---        why the GPU is quarantined (JSON) or ''}
+--        what is quarantined (lines of JSON) or ''}
 --       a listed waiter: {id, task, process (JSON), arrival_us, mode, deaf (0/1)}
 
 local listed, dead = {}, 0

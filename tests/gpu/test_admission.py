@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 
@@ -25,7 +26,7 @@ from aiogpulock import (
     LockTimeoutError,
 )
 from aiogpulock.gpu.records import NvmlError
-from aiogpulock.models import LockSnapshot
+from aiogpulock.models import Alert, LockSnapshot, quarantine_of
 from tests.gpu.processes import Told
 from tests.nvml_sim import GiB, MiB, Simulation, uuid
 from tests.unit.support import eventually
@@ -87,10 +88,28 @@ async def test_who_is_refused_hands_the_lock_on_and_learns_who_has_the_memory(
 
 
 async def test_more_than_the_card_has_is_a_mistake_of_the_settings(gpu_manager: GpuLockManager) -> None:
-    begun = time.monotonic()
+    holder = await gpu_manager.lock(0).acquire_for("a holder")
     with pytest.raises(ConfigError, match=r"require_free: 100\.0 GiB are more than the whole GPU has \(80\.0 GiB"):
-        await gpu_manager.lock(0, gpu_memory=asked(60, require_free="100GiB")).acquire()
-    assert time.monotonic() - begun < 30
+        await gpu_manager.lock(0, max_wait_time=5, gpu_memory=asked(60, require_free="100GiB")).acquire()
+    await holder.release()
+
+
+async def test_the_size_of_a_card_that_did_not_answer_before_the_queue_is_told_after_it(
+    gpu_manager: GpuLockManager, sim: Simulation
+) -> None:
+    holder = await gpu_manager.lock(0).acquire_for("a holder")
+    calls = sim.call("by_uuid")
+    calls.error = 10
+    waiting = asyncio.create_task(gpu_manager.lock(0, gpu_memory=asked(60, require_free="100GiB")).acquire())
+
+    async def queued() -> bool:
+        return (await snapshot(gpu_manager)).waiters == 1
+
+    await eventually(queued, description="it queues")
+    calls.error = 0
+    await holder.release()
+    with pytest.raises(ConfigError, match="more than the whole GPU has"):
+        await waiting
     assert (await snapshot(gpu_manager)).value is None
 
 
@@ -512,15 +531,51 @@ async def test_who_cannot_look_is_refused(gpu_manager: GpuLockManager, sim: Simu
             await blind.lock(0).acquire()
 
 
-async def test_the_quarantine_of_another_hosts_device_under_the_same_index_is_not_ours(
+async def test_a_process_that_has_the_leakers_pid_now_does_not_keep_the_gpu_in_quarantine(
     gpu_manager: GpuLockManager, sim: Simulation, redis_cleanup: redis.Redis
 ) -> None:
-    lock = gpu_manager.lock(0, identity="logical", gpu_memory=asked(policy="quarantine"))
-    async with lock:
+    await quarantine(gpu_manager, sim)
+    fence = f"{{gpu_lock:{uuid(0)}}}:fence"
+    told = quarantine_of(redis_cleanup.hget(fence, "quarantine"))
+    assert told is not None
+    ((pid, started),) = told.processes
+    earlier = msgspec.structs.replace(told, processes=((pid, started - 1),))
+    redis_cleanup.hset(fence, "quarantine", msgspec.json.encode(earlier))
+    async with gpu_manager.lock(0, gpu_memory=asked(30)):
+        assert not redis_cleanup.hexists(fence, "quarantine")
+
+
+async def test_hosts_that_share_a_lock_by_its_index_keep_a_quarantine_for_each_device(
+    gpu_manager: GpuLockManager, sim: Simulation, redis_url: str, redis_cleanup: redis.Redis
+) -> None:
+    memory = asked(policy="quarantine")
+    async with gpu_manager.lock(0, identity="logical", gpu_memory=memory):
         sim.use(0, GiB)
     fence = "{gpu_lock:0}:fence"
-    theirs = redis_cleanup.hget(fence, "quarantine").replace(uuid(0), uuid(77))
-    redis_cleanup.hset(fence, "quarantine", theirs)
-    async with gpu_manager.lock(0, identity="logical"):
-        pass
-    assert redis_cleanup.hget(fence, "quarantine") == theirs, "and it is not ours to lift"
+    ours = redis_cleanup.hget(fence, "quarantine")
+    theirs = ours.replace(uuid(0), uuid(77)).replace("1024 MiB", "77 MiB")
+    redis_cleanup.hset(fence, "quarantine", f"{theirs}\n{ours}")
+    lock = gpu_manager.lock(0, identity="logical", gpu_memory=asked())
+    with pytest.raises(DeviceQuarantinedError, match="left 1024 MiB"):
+        await lock.acquire()
+    assert [text in str((await snapshot(gpu_manager)).quarantine) for text in ("1024 MiB", "77 MiB")] == [True, True]
+    sim.use(0, 0)
+    async with lock:
+        assert redis_cleanup.hget(fence, "quarantine") == theirs, "it is not ours to lift"
+    assert not await gpu_manager.lift_quarantine(0), "nor an operator's of this host"
+    async with GpuLockManager(redis_url, gpu_memory={"nvml": "off"}, restart_grace=0) as anybody:
+        assert await anybody.lift_quarantine("0")
+    assert not redis_cleanup.hexists(fence, "quarantine")
+
+
+async def test_the_alert_comes_after_the_release_that_tells_of_the_quarantine(
+    redis_url: str, sim: Simulation, redis_cleanup: redis.Redis
+) -> None:
+    fence, seen = f"{{gpu_lock:{uuid(0)}}}:fence", list[tuple[str, bool]]()
+
+    def hook(alert: Alert) -> None:
+        seen.append((alert.type, bool(redis_cleanup.hexists(fence, "quarantine"))))
+
+    async with GpuLockManager(redis_url, gpu_memory={"nvml": "auto"}, restart_grace=0, alert_hook=hook) as manager:
+        await quarantine(manager, sim)
+    assert seen == [("gpu_quarantined", True)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from aiogpulock.gpu.footprint import Before
 from aiogpulock.gpu.memory import CONTEXT_BYTES, IDLE_BYTES, Baseline, MemoryReport, Terms, look, sample_of
 from aiogpulock.gpu.obstacles import Demands, obstacles
-from aiogpulock.gpu.quarantine import is_over, quarantine_for
+from aiogpulock.gpu.quarantine import is_over, living, quarantine_for
 from aiogpulock.gpu.records import MemoryReading, ProcessMemory
 from aiogpulock.models import Quarantine, quarantine_of
 from tests.nvml_sim import GiB, MiB
@@ -90,10 +92,22 @@ def test_memory_of_nobody_may_still_be_the_leakers() -> None:
     assert not is_over(quarantine, reading(9 * GiB, (OTHER, GiB))), "it died, and its memory drains"
     assert is_over(quarantine, reading(0, (OTHER, 30 * GiB)))
     assert not is_over(quarantine, reading(30 * GiB)), "an empty list proves nothing"
+    assert not is_over(quarantine, reading(0, (ME, 9 * GiB))), "whether it is the same process is not known"
+    assert is_over(quarantine, reading(0, (ME, 9 * GiB)), frozenset()), "another one has its pid now"
     silent = msgspec.structs.replace(reading(0, (OTHER, 30 * GiB)), processes=None)
     assert not is_over(quarantine, silent)
     older = msgspec.structs.replace(reading(GiB), version=1)
     assert not is_over(quarantine, older), "other versions count otherwise"
+
+
+def test_a_pid_that_was_given_anew_is_not_the_leaker() -> None:
+    mine = frozenset({os.getpid()})
+    quarantine = quarantined(reading(0), reading(0, (os.getpid(), 9 * GiB)), mine)
+    assert quarantine is not None
+    assert living(quarantine) == mine
+    ((pid, started),) = quarantine.processes
+    assert not living(msgspec.structs.replace(quarantine, processes=((pid, started + 1),)))
+    assert not living(msgspec.structs.replace(quarantine, boot="before the reboot"))
 
 
 # the first look

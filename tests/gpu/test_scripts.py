@@ -92,6 +92,21 @@ def test_a_quarantine_is_lifted_exactly_as_seen(lock: RawLock) -> None:
     assert quarantine(lock) == ""
 
 
+def told(device: str, reason: str) -> str:
+    return f'{{"reason":"{reason}","uuid":"{device}"}}'
+
+
+def test_each_device_of_a_shared_lock_has_its_own_quarantine(lock: RawLock) -> None:
+    words = [told("GPU-a", 'by \\"uuid\\":\\"GPU-b\\"'), told("GPU-b", "1 GiB"), told("GPU-a", "2 GiB")]
+    for number, word in enumerate(words):
+        lock.call("release", f"a{number}", lock.hold(f"a{number}"), "normal", word)
+    assert quarantine(lock).split("\n") == words[1:], "a newer word on the same device replaces the older"
+    assert lock.acquire("b")[4] == quarantine(lock)
+    assert lock.call("lift", quarantine(lock), "back", "me")[0] == "changed", "one at a time"
+    assert lock.call("lift", words[1], "back", "me") == ["lifted"]
+    assert quarantine(lock) == words[2]
+
+
 def test_a_verdict_is_noted_once(lock: RawLock) -> None:
     for _ in range(2):
         assert lock.call("verdict", "a:memory", "a", 7, "train", "not_freed", "1 GiB", "bytes", 1 << 30) == ["noted"]
