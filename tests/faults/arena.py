@@ -19,6 +19,7 @@ from tests.faults.zygote import ForkedWorker, Zygote
 from tests.helpers import left_behind
 from tests.raw_scripts import RawLock
 from tests.servers import RealServer
+from tests.workers import Event
 
 SETTINGS: dict[str, Any] = {
     "heartbeat": {"interval": 0.25, "timeout": 1.5},
@@ -30,6 +31,8 @@ SETTINGS: dict[str, Any] = {
     "max_wait_time": None,
     "redis": {"connect_timeout": 1.0},
 }
+PATIENCE = 30.0
+"""Seconds for what comes by itself unless something is broken: nobody's timer, but the machine's business."""
 
 
 class Stuck(Exception):
@@ -51,6 +54,8 @@ class Arena:
         self.workers: dict[int, ForkedWorker] = {}
         self.violations: list[str] = []
         self._wanted = workers
+        self._seed = seed
+        self._cycle: int | None = None
         self._all: list[ForkedWorker] = []
         self._killed: set[int] = set()
         self._directory = Path(tempfile.mkdtemp(prefix="agj-", dir="/tmp"))  # short: a socket path has 103 bytes
@@ -70,16 +75,35 @@ class Arena:
     def lock(self) -> RawLock:
         return RawLock(self.client)
 
+    def begin_cycle(self, number: int, seed: str) -> None:
+        """From now on the campaign, the judge and each worker draw by this seed, and violations name the cycle."""
+        self._cycle, self._seed = number, seed
+        self.random.seed(seed)
+        self.judge.cycle(number, seed)
+        for place, worker in enumerate(self.workers.values()):
+            with contextlib.suppress(BrokenPipeError):  # it has ended: that is told by its end
+                worker.tell("seed", seed=f"{seed}/{place}")
+
+    def violated(self, what: str) -> None:
+        self.violations.append(what if self._cycle is None else f"{what.rstrip()}, in cycle {self._cycle}")
+
     # workers
 
-    def start(self, url: str = "") -> ForkedWorker:
+    def start(self, url: str = "", *, contends: bool = True) -> ForkedWorker:
         """One more that contends, on a URL of its own if one is given."""
-        config = {"url": url or self.url, "register": self.judge.path, "settings": self.settings, **self.config}
+        config = {
+            "url": url or self.url,
+            "register": self.judge.path,
+            "settings": self.settings,
+            "seed": f"{self._seed}/{len(self.workers)}",
+            **self.config,
+        }
         env = {"AIOGPULOCK_BOOT_ID": next(self.boots)} if self.boots else {}
         worker = self._zygote.worker(config, env)
         self._all.append(worker)
         self.workers[worker.pid] = worker
-        worker.tell("contend")
+        if contends:
+            worker.tell("contend")
         return worker
 
     def fill(self) -> None:
@@ -88,15 +112,15 @@ class Arena:
             self.start()
 
     def await_ready(self) -> None:
-        """Each worker has reached the server once: a program that starts during a fault may rightly give up."""
+        """Every worker has reached its server. What cuts it off before is no fault of a lock that is in use."""
         for worker in self.workers.values():
-            if worker.find("ready", timeout=30) is None:
-                raise Stuck(f"worker {worker.pid} did not start: {worker.errors[-2000:]}")
+            if worker.find("ready", timeout=PATIENCE) is None:
+                raise Stuck(f"worker {worker.pid} never started: {worker.errors[-2000:]}")
 
     def retire(self, worker: ForkedWorker) -> None:
         """End it in order."""
         worker.let_go()
-        worker.wait()
+        self._check_end(worker)
         del self.workers[worker.pid]
 
     def bury(self, worker: ForkedWorker) -> None:
@@ -109,9 +133,9 @@ class Arena:
 
     def capture(self, worker: ForkedWorker | None = None) -> tuple[ForkedWorker, Message]:
         """A holder that stays until it is freed, and its entry."""
-        entry = self.judge.capture(worker.pid if worker else 0)
+        entry = self.judge.capture(worker.pid if worker else 0, PATIENCE)
         if not entry:
-            raise Stuck("nobody entered within 30 s, before any fault of this cycle")
+            raise Stuck(f"nobody entered within {PATIENCE:g} s, before any fault of this cycle; {self._state()}")
         return self.workers[entry["pid"]], entry
 
     def next(self, since: float, *, bound: float, not_by: ForkedWorker | None = None) -> Message:
@@ -128,7 +152,7 @@ class Arena:
 
     def await_waiters(self, count: int) -> list[int]:
         """Pids of the waiters, first in line first, once there are so many."""
-        lock, deadline = self.lock, clock.now() + 10
+        lock, deadline = self.lock, clock.now() + PATIENCE
         while len(pids := [int(task) for task in lock.queued_tasks() if int(task) in self.workers]) < count:
             if clock.now() > deadline:
                 raise Stuck(f"{count} waiters never queued; {self._state()}")
@@ -146,14 +170,27 @@ class Arena:
         pids: list[int] = self.judge.report()["inside"]
         return pids
 
+    def is_out(self, worker: ForkedWorker, *, within: float) -> bool:
+        """Whether its body has ended, by the word of the judge, within so many seconds."""
+        deadline = clock.now() + within
+        while worker.pid in self.inside:
+            if clock.now() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def said(self, event: str) -> list[Event]:
+        """Every time that any worker said so."""
+        return [said for worker in self._all for said in list(worker.events) if said["event"] == event]
+
     def count(self, event: str) -> int:
-        """How often any worker said so."""
-        return sum(1 for worker in self._all for said in worker.events if said["event"] == event)
+        return len(self.said(event))
 
     # end
 
     def finish(self) -> Message:
         """End the workers in order, look what is left, and answer the judge's report."""
+        self._cycle = None
         for worker in self.workers.values():
             worker.let_go()
         for worker in self.workers.values():
@@ -163,15 +200,13 @@ class Arena:
         return self.judge.report()
 
     def _check_end(self, worker: ForkedWorker) -> None:
-        closed = worker.find("closed", timeout=15)
+        closed = worker.find("closed", timeout=PATIENCE)
         if closed is None:
-            self.violations.append(f"worker {worker.pid} did not end in order: {worker.errors[-2000:]}")
+            self.violated(f"worker {worker.pid} did not end in order: {worker.errors[-2000:]}")
         elif closed["tasks"]:
-            self.violations.append(f"left: {closed['tasks']} tasks after close in worker {worker.pid}")
-        for text in ("Traceback", "Task was destroyed", "never awaited"):
-            if text in worker.errors:
-                self.violations.append(f"worker {worker.pid} complained: {worker.errors[-3000:]}")
-                break
+            self.violated(f"left: {closed['tasks']} tasks after close in worker {worker.pid}")
+        elif any(text in worker.errors for text in ("Traceback", "Task was destroyed", "never awaited")):
+            self.violated(f"worker {worker.pid} complained: {worker.errors[-3000:]}")
 
     def _check_left(self) -> None:
         client = self.client
@@ -181,15 +216,15 @@ class Arena:
             # The seat of a waiter that was killed stays until its inbox expires.
             left = [key for key in left if not key.endswith((":queue", ":waiters"))]
         names = ["?"]
-        for _ in range(200):  # a proxy takes a moment to close its end
+        for _ in range(1000):  # a proxy takes a moment to close its end
             names = [info["name"] for info in client.client_list() if info["name"].startswith("aiogpulock")]
             if not names:
                 break
             time.sleep(0.01)
         if left:
-            self.violations.append(f"left: keys {left}")
+            self.violated(f"left: keys {left}")
         if names:
-            self.violations.append(f"left: connections {names}")
+            self.violated(f"left: connections {names}")
 
     def close(self) -> None:
         for worker in self._all:

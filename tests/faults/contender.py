@@ -10,7 +10,15 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from aiogpulock import GpuLockError, GpuLockManager, Lease, LeaseLostError, ManagerClosedError, clock
+from aiogpulock import (
+    GpuLockError,
+    GpuLockManager,
+    Lease,
+    LeaseLostError,
+    ManagerClosedError,
+    RedisUnavailableError,
+    clock,
+)
 from aiogpulock.redis_client import RedisClient
 from aiogpulock.wakeups import Inbox
 from tests.register import RegisterClient
@@ -54,6 +62,11 @@ class Contender(Driven):
         for number in range(len(self._tasks), len(self._tasks) + tasks):
             self._tasks[f"contend {number}"] = asyncio.create_task(self._contend())
 
+    def seed(self, seed: str) -> None:
+        """What is drawn in this process from now on: repeated calls, and the library's own jitter."""
+        random.seed(seed)
+        say("seeded", seed=seed)
+
     def sample(self) -> None:
         """Say what this process has open."""
         say("sample", tasks=len(asyncio.all_tasks()), stats=_stats(self._manager))
@@ -86,7 +99,9 @@ class Contender(Driven):
         while self._looping:
             try:
                 async with lock as lease:
-                    await self._body(lease)
+                    captive = await self._body(lease)
+                if captive:
+                    say("kept", token=lease.fencing_token)
             except LeaseLostError as loss:
                 say("lost", token=loss.fencing_token, reason=loss.reason)
             except GpuLockError as error:
@@ -96,30 +111,47 @@ class Contender(Driven):
                 say("broken", traceback=traceback.format_exc())
                 raise
 
-    async def _body(self, lease: Lease) -> None:
+    async def _body(self, lease: Lease) -> bool:
+        """Answers whether it was kept captive."""
         holder, token = lease.holder_id, lease.fencing_token
-        stay = self._judge.call("enter", holder, token, until=lease._hold.deadline, pid=os.getpid())["leave_in"]
+        entry = self._judge.call("enter", holder, token, until=lease._hold.deadline, pid=os.getpid())
         leave = False
         try:
             while not leave:
-                await asyncio.sleep(min(STEP, stay))
+                await asyncio.sleep(min(STEP, entry["leave_in"]))
                 leave = self._judge.call("write", holder, token, until=lease._hold.deadline)["leave"]
         finally:
             late = clock.now() - lease._hold.deadline
             if late > 0:
                 say("late", token=token, late=late)
             self._judge.call("exit", holder)
+        return bool(entry["captive"])
 
 
 async def main(config: dict[str, Any]) -> None:
     Inbox.PING_EVERY = config.get("ping_every", Inbox.PING_EVERY)
+    if seed := config.get("seed"):
+        random.seed(seed)
     register = RegisterClient(config["register"])
-    make = RepeatingManager if config.get("repeating") else GpuLockManager
-    async with make(config["url"], **config["settings"]) as manager:
+    async with await _started(config) as manager:
         say("ready")
         await Contender(manager, register).obey()
     register.close()
     say("closed", tasks=len(asyncio.all_tasks()) - 1, stats=_stats(manager))
+
+
+async def _started(config: dict[str, Any]) -> GpuLockManager:
+    """A manager that has reached its server: some faults leave it less time for that than a busy machine may need."""
+    make = RepeatingManager if config.get("repeating") else GpuLockManager
+    while True:
+        manager = make(config["url"], **config["settings"])
+        try:
+            await manager.started()
+        except RedisUnavailableError as error:
+            say("unreachable", error=str(error))
+            await manager.close()
+        else:
+            return manager
 
 
 def _stats(manager: GpuLockManager) -> dict[str, int]:

@@ -27,6 +27,10 @@ HOLD: tuple[float, float] = (0.001, 0.008)
 KEEP = 20_000
 """Entries to look back on."""
 
+PAST = 10
+"""Writes past its own deadline by which a holder shows that it was never told. It writes every 3 ms while its loop
+runs, and a loop that runs learns of the deadline at once: so the machine may be as busy as it likes."""
+
 Message = dict[str, Any]
 
 
@@ -41,6 +45,8 @@ class Inside:
         self.leave_at = leave_at
         self.overstayed = False
         """Others were let in while it was here: that counts once."""
+        self.past = 0
+        """Writes past its own deadline."""
         self._reader = reader
 
     @property
@@ -63,6 +69,8 @@ class Judge:
         self.overlaps = 0
         """Declared ones, each older holder once: its own deadline had passed."""
         self.violations: list[str] = []
+        self._cycle: int | None = None
+        self._random = random.Random()
         self._captor: asyncio.Future[Message] | None = None
         self._captive_pid = 0
         self._moved = asyncio.Condition()
@@ -71,13 +79,13 @@ class Judge:
 
     async def enter(self, message: Message, reader: asyncio.StreamReader) -> Message:
         now = clock.now()
-        new = Inside(message, reader, now + random.uniform(*HOLD))
+        new = Inside(message, reader, now + self._random.uniform(*HOLD))
         for other in self.inside.values():
             if other.overstayed or not other.alive:
                 continue
             other.overstayed = True
             if other.until > now:
-                self.violations.append(
+                self._violated(
                     f"overlap: {new.token} of pid {new.pid} entered while {other.token} of pid {other.pid} "
                     f"believed to hold for {other.until - now:.3f} s more"
                 )
@@ -94,12 +102,13 @@ class Judge:
         self.entered += 1
         if len(self.entries) > KEEP:
             del self.entries[: KEEP // 2]
-        if self._captor is not None and not self._captor.done() and self._captive_pid in (0, new.pid):
+        captive = self._captor is not None and not self._captor.done() and self._captive_pid in (0, new.pid)
+        if self._captor is not None and captive:
             new.leave_at = float("inf")
             self._captor.set_result(entry)
         async with self._moved:
             self._moved.notify_all()
-        return {"accepted": accepted, "leave_in": min(3600.0, new.leave_at - now)}
+        return {"accepted": accepted, "leave_in": min(3600.0, new.leave_at - now), "captive": captive}
 
     async def write(self, message: Message, reader: asyncio.StreamReader) -> Message:
         now, holder = clock.now(), self.inside.get(message["holder"])
@@ -108,15 +117,21 @@ class Judge:
             self._stale("wrote", message, now)
         if holder is not None:
             holder.until = message["until"]
+            holder.past += 0 < holder.until <= now
+            if holder.past == PAST:
+                self._violated(f"no loss: {holder.token} of pid {holder.pid} wrote {PAST} times past its own deadline")
         return {"accepted": accepted, "leave": holder is None or holder.leave_at <= now}
 
     def _stale(self, did: str, message: Message, now: float) -> None:
         self.stale += 1
         if message["until"] > now:
-            self.violations.append(
+            self._violated(
                 f"regression: {did} {message['token']} after {self.highest}, believing to hold for "
                 f"{message['until'] - now:.3f} s more"
             )
+
+    def _violated(self, what: str) -> None:
+        self.violations.append(what if self._cycle is None else f"{what}, in cycle {self._cycle}")
 
     async def exit(self, message: Message, reader: asyncio.StreamReader) -> Message:
         self.inside.pop(message["holder"], None)
@@ -125,6 +140,12 @@ class Judge:
         return {}
 
     # what the campaign says
+
+    async def cycle(self, message: Message, reader: asyncio.StreamReader) -> Message:
+        """The next cycle begins: stays are drawn by its seed, and violations name it."""
+        self._cycle = message["number"]
+        self._random.seed(message["seed"])
+        return {}
 
     async def capture(self, message: Message, reader: asyncio.StreamReader) -> Message:
         """The next holder to enter, of that pid if one is named, stays until it is freed. Answers its entry."""
@@ -199,6 +220,9 @@ class JudgeProcess(RegisterProcess):
     @property
     def client(self) -> RegisterClient:
         return self._client
+
+    def cycle(self, number: int, seed: str) -> None:
+        self._client.call("cycle", number=number, seed=seed)
 
     def capture(self, pid: int = 0, timeout: float = 30.0) -> Message:
         return self._client.call("capture", pid=pid, timeout=timeout)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from aiogpulock import clock
 from tests.faults.arena import Arena
-from tests.faults.fault import CLAIM_WINDOW, GRACE, LEASE, LONG_LEASE, SLACK, Fault
+from tests.faults.fault import CLAIM_WINDOW, LONG_LEASE, SLACK, Fault
 from tests.faults.judge import Message
 from tests.faults.zygote import ForkedWorker
 
@@ -18,8 +18,8 @@ RECONNECT = 0.6  # seconds between two attempts of an inbox, at most
 class Disturbance(Fault):
     """Something is done to the server while one holds and two wait; then the holder leaves."""
 
-    keeps: ClassVar[bool] = True
     patient = True
+    settings: ClassVar[dict[str, Any]] = {**LONG_LEASE, "redis": {"connect_timeout": SLACK}}
 
     def cycle(self, arena: Arena) -> float:
         victim, entry = arena.capture()
@@ -28,8 +28,7 @@ class Disturbance(Fault):
         not_before = self.disturb(arena, victim, entry)
         arena.pause(0.05)
         recovered = self.hand_over(arena, victim, entry, not_before=not_before)
-        if self.keeps:
-            self.check_kept(arena, victim, entry)
+        self.check_kept(arena, victim, entry)
         return recovered
 
     def disturb(self, arena: Arena, victim: ForkedWorker, entry: Message) -> float:
@@ -40,7 +39,6 @@ class Disturbance(Fault):
 class InboxKill(Disturbance):
     name, what = "inbox-kill", "CLIENT KILL of every inbox"
     bound: ClassVar[float] = RECONNECT + CLAIM_WINDOW + SLACK
-    settings: ClassVar[dict[str, Any]] = LONG_LEASE
 
     def cycle(self, arena: Arena) -> float:
         victim, entry = arena.capture()
@@ -76,7 +74,7 @@ class ScriptFlush(Disturbance):
 class Refusing(Disturbance):
     """The server refuses writes for a while; the holder leaves before its end or after."""
 
-    bound: ClassVar[float] = LEASE + CLAIM_WINDOW + SLACK
+    bound: ClassVar[float] = CLAIM_WINDOW + SLACK
 
     def refuse(self, arena: Arena) -> None:
         raise NotImplementedError
@@ -125,8 +123,9 @@ class Restart(Disturbance):
     data: ClassVar[Literal["kept", "lost", "old"]]
     blocked: ClassVar[bool] = False
     patient = False
-    bound: ClassVar[float] = GRACE + RECONNECT + CLAIM_WINDOW + SLACK
-    settings: ClassVar[dict[str, Any]] = {"heartbeat": {"interval": 0.25, "timeout": 4.0}}
+    grace: ClassVar[float] = 2.0  # to re-assert within it a holder must reconnect, and have its turn
+    bound: ClassVar[float] = grace + RECONNECT + CLAIM_WINDOW + SLACK
+    settings: ClassVar[dict[str, Any]] = {**LONG_LEASE, "restart_grace": grace}
 
     def cycle(self, arena: Arena) -> float:
         if self.data == "old":
@@ -214,14 +213,18 @@ class FlushAll(Fault):
 
     def cycle(self, arena: Arena) -> float:
         victim, entry = arena.capture()
-        arena.await_waiters(2)
-        newcomer = arena.start()
+        newcomer = arena.start(contends=False)
         newcomer.expect("ready")
-        flushed_at = clock.now()
-        arena.client.flushall()
-        entered = arena.judge.next(flushed_at, victim.pid, timeout=0.6)
-        arena.judge.free(entry["holder"])
-        if not entered:  # the holder was first to come back
-            entered = arena.next(flushed_at, bound=2 * SLACK, not_by=victim)
+        victim.stop()  # for a moment: its next beat would be a race with the newcomer
+        try:
+            arena.client.flushall()
+            flushed_at = clock.now()
+            newcomer.tell("contend")
+            entered = arena.next(flushed_at, bound=SLACK, not_by=victim)
+        finally:
+            victim.cont()
+        if victim.find("lost", timeout=SLACK, token=entry["token"]) is None:
+            arena.violated(f"no loss: token {entry['token']} of pid {victim.pid} was overtaken")
+            arena.judge.free(entry["holder"])
         arena.retire(newcomer)
         return float(entered["at"] - flushed_at)

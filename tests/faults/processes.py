@@ -55,19 +55,26 @@ class KillWaiter(Fault):
 
 
 class KillHolderAndWaiter(Fault):
-    name, what = "kill-holder-and-waiter", "SIGKILL of the holder and of the first in line, whose seat stays behind"
+    """Only the first few in line look at a crash that nobody announces: the dead must not count among them."""
+
+    name, what = (
+        "kill-holder-and-waiter",
+        "SIGKILL of the holder and of the first three in line, whose seats stay behind",
+    )
     settings: ClassVar[dict[str, Any]] = LONG_LEASE
-    workers = 4
+    dead: ClassVar[int] = 3
+    workers = 1 + dead + 2
 
     def cycle(self, arena: Arena) -> float:
         holder, _ = arena.capture()
-        waiter = arena.workers[arena.await_waiters(3)[0]]
+        waiters = [arena.workers[pid] for pid in arena.await_waiters(self.workers - 1)[: self.dead]]
         arena.pause(0.02)
-        waiter.kill()
+        for waiter in waiters:
+            waiter.kill()
         killed_at = holder.kill()
         entered = arena.next(killed_at, bound=self.bound)
-        arena.bury(waiter)
-        arena.bury(holder)
+        for gone in (*waiters, holder):
+            arena.bury(gone)
         arena.fill()
         return float(entered["at"] - killed_at)
 
@@ -106,7 +113,7 @@ class StopHolder(Fault):
         victim.cont()
         victim.tell("write", name="blind", holder=entry["holder"], token=entry["token"])
         if victim.find("lost", timeout=SLACK, token=entry["token"]) is None:
-            arena.violations.append(f"no loss: token {entry['token']} of pid {victim.pid} woke up past its lease")
+            arena.violated(f"no loss: token {entry['token']} of pid {victim.pid} woke up past its lease")
             arena.judge.free(entry["holder"])
         return float(entered["at"] - stopped_at)
 
@@ -124,7 +131,7 @@ class StopLoneHolder(Fault):
         continued_at = clock.now()
         victim.cont()
         if victim.find("lost", timeout=SLACK, token=entry["token"]) is None:
-            arena.violations.append(f"no loss: token {entry['token']} of pid {victim.pid} woke up past its lease")
+            arena.violated(f"no loss: token {entry['token']} of pid {victim.pid} woke up past its lease")
             arena.judge.free(entry["holder"])
         return float(arena.next(continued_at, bound=self.bound)["at"] - continued_at)
 
@@ -144,7 +151,7 @@ class Overstay(Fault):
         entered = arena.next(stuck_at, bound=self.bound, not_by=victim)
         victim.tell("write", name="blind", holder=entry["holder"], token=entry["token"])
         if victim.find("lost", timeout=SLACK + self.seconds, token=entry["token"]) is None:
-            arena.violations.append(f"no loss: token {entry['token']} of pid {victim.pid} was stuck past its lease")
+            arena.violated(f"no loss: token {entry['token']} of pid {victim.pid} was stuck past its lease")
             arena.judge.free(entry["holder"])
         return float(entered["at"] - stuck_at)
 
@@ -197,7 +204,9 @@ class StopWaiter(Fault):
 
 class BlockedLoop(Fault):
     name, what = "blocked-loop", "the holder's event loop blocked past its lease: the guard thread beats"
-    seconds: ClassVar[float] = LEASE + 0.5
+    lease: ClassVar[float] = 2.4  # a guard that must wait for its turn is in time
+    seconds: ClassVar[float] = lease + 0.5
+    settings: ClassVar[dict[str, Any]] = {"heartbeat": {"interval": 0.25, "timeout": lease}}
 
     def cycle(self, arena: Arena) -> float:
         victim, entry = arena.capture()
@@ -205,7 +214,7 @@ class BlockedLoop(Fault):
         victim.tell("block", seconds=self.seconds)
         during = arena.judge.next(blocked_at, victim.pid, timeout=self.seconds - 0.1)
         if during:
-            arena.violations.append(f"overlap: {during['token']} entered while {entry['token']} ran a blocking call")
+            arena.violated(f"overlap: {during['token']} entered while {entry['token']} ran a blocking call")
         victim.said_since("unblocked", blocked_at)
         recovered = self.hand_over(arena, victim, entry)
         self.check_kept(arena, victim, entry)
@@ -214,6 +223,7 @@ class BlockedLoop(Fault):
 
 class Fork(Fault):
     name, what = "fork", "the holder forks: the child is refused its manager, the parent goes on"
+    settings: ClassVar[dict[str, Any]] = LONG_LEASE
 
     def cycle(self, arena: Arena) -> float:
         victim, entry = arena.capture()
@@ -222,7 +232,7 @@ class Fork(Fault):
         victim.tell("fork")
         child = victim.said_since("forked", forked_at)["child"]
         if victim.find("child refused", pid=child) is None:
-            arena.violations.append(f"the forked child {child} could use its parent's manager")
+            arena.violated(f"the forked child {child} could use its parent's manager")
         arena.pause(0.05)
         recovered = self.hand_over(arena, victim, entry)
         self.check_kept(arena, victim, entry)
@@ -231,7 +241,8 @@ class Fork(Fault):
 
 class Repeated(Fault):
     name, what = "repeated-calls", "every script call sent twice, and old ones again"
-    config: ClassVar[dict[str, Any]] = {"repeating": True}
+    settings: ClassVar[dict[str, Any]] = LONG_LEASE
+    config: ClassVar[dict[str, Any]] = {**Fault.config, "repeating": True}
 
     def cycle(self, arena: Arena) -> float:
         victim, entry = arena.capture()

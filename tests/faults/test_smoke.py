@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from tests.faults import soak
+from tests.faults.__main__ import complaints
 from tests.faults.arena import Arena
-from tests.faults.campaign import run_fault
+from tests.faults.campaign import Result, run_fault
 from tests.faults.fault import Fault
 from tests.faults.of_the_server import InboxKill
 from tests.faults.processes import KillHolder
@@ -71,6 +72,81 @@ def test_a_token_that_went_back_is_reported() -> None:
     result = run_fault(Planted(ahead=-1, until=2.0**40), cycles=1, seed=1)
     assert any(violation.startswith("regression") for violation in result.violations)
     assert result.stale >= 1
+
+
+class Drawing(Fault):
+    """Notes what a cycle draws: in the campaign, in the judge and in the workers."""
+
+    name, what, workers = "drawing", "nothing", 1
+
+    def __init__(self) -> None:
+        self.drawn: list[object] = []
+
+    def cycle(self, arena: Arena) -> float:
+        client = RegisterClient(arena.judge.path)
+        stays = [
+            round(client.call("enter", f"visitor {n}", 2**60 + n, until=0.0, pid=1)["leave_in"], 9) for n in range(2)
+        ]
+        client.close()
+        (worker,) = arena.workers.values()
+        seeded = worker.said_since("seeded", 0.0)["seed"]
+        self.drawn += [arena.random.random(), stays, seeded]
+        return 0.0
+
+
+def test_a_cycle_that_is_run_again_alone_draws_the_same() -> None:
+    first, again = Drawing(), Drawing()
+    assert run_fault(first, cycles=1, seed=1, first=3).cycles == 1
+    run_fault(again, cycles=1, seed=1, first=3)
+    assert first.drawn == again.drawn
+    assert first.drawn[-1] == "1/drawing/3/0"
+
+
+def test_a_loss_that_is_told_late_is_waited_for() -> None:
+    class Ended(Fault):
+        name, what = "ended", "somebody else ends the lease, and the holder learns it by its next beat"
+
+        def cycle(self, arena: Arena) -> float:
+            victim, entry = arena.capture()
+            arena.lock.reap(arena.lock.value or "", "reaped", "process_gone")
+            self.check_kept(arena, victim, entry)
+            return 0.0
+
+    result = run_fault(Ended(), cycles=1, seed=1)
+    assert any(violation.startswith("lease lost") for violation in result.violations)
+
+
+def test_a_holder_that_goes_on_past_its_own_deadline_is_reported() -> None:
+    class Deaf(Fault):
+        name, what = "deaf", "a holder that nobody tells"
+
+        def cycle(self, arena: Arena) -> float:
+            client = RegisterClient(arena.judge.path)
+            client.call("enter", "deaf", 2**60, until=1.0, pid=1)
+            for _ in range(10):
+                client.call("write", "deaf", 2**60, until=1.0)
+            client.close()
+            return 0.0
+
+    result = run_fault(Deaf(), cycles=1, seed=1)
+    assert [violation for violation in result.violations if violation.startswith("no loss: ")]
+
+
+def test_a_campaign_that_falls_over_says_in_which_cycle_and_ends_with_the_telling_line() -> None:
+    class Broken(Fault):
+        name, what = "broken", "a mistake of the campaign"
+
+        def cycle(self, arena: Arena) -> float:
+            raise RuntimeError("out of order")
+
+    result = run_fault(Broken(), cycles=2, seed=1, first=5)
+    assert result.cycles == 1
+    (violation,) = result.violations
+    assert violation.startswith("fell over: ")
+    assert violation.endswith("in cycle 5")
+    *_, told, again = complaints([result, Result("other")], seed=1).splitlines()
+    assert "RuntimeError: out of order" in told
+    assert again.startswith("again: python -m tests.faults --fault broken --seed 1")
 
 
 def test_no_progress_is_reported_as_a_lost_wake_up() -> None:

@@ -85,12 +85,13 @@ class Worker:
             )
         return found
 
-    def find(self, event: str, *, timeout: float = 0.0, **fields: Any) -> Event | None:
+    def find(self, event: str, *others: str, timeout: float = 0.0, **fields: Any) -> Event | None:
+        """The first event of one of these kinds and with these fields; None if there is none within `timeout` s."""
         deadline = time.monotonic() + timeout
         with self._changed:
             while True:
                 for candidate in self.events:
-                    if candidate["event"] == event and fields.items() <= candidate.items():
+                    if candidate["event"] in (event, *others) and fields.items() <= candidate.items():
                         return candidate
                 ended = bool(self.events) and self.events[-1]["event"] == "end of output"
                 if ended or not self._changed.wait(max(0.0, deadline - time.monotonic())):
