@@ -9,8 +9,8 @@ from aiogpulock.keys import LockKeys
 from aiogpulock.models import HistoryEvent
 from aiogpulock.redis_client import RedisClient
 
-MOST_EVENTS = 1000
-"""As many as a stream keeps, about."""
+MOST_EVENTS = 2000
+"""More than a stream of ours keeps."""
 MOST_DIGITS = 18
 """Of a number in an event; Python refuses to read one of some thousands."""
 ETA_HOLDS = 20

@@ -55,6 +55,11 @@ def speaker_key(namespace: str) -> str:
     return f"{{{namespace}}}:monitor"
 
 
+def told_key(namespace: str) -> str:
+    """Until when people have been told everything, epoch seconds of the server."""
+    return f"{{{namespace}}}:told"
+
+
 def inbox_channel(namespace: str, database: int, name: str) -> str:
     """Pub/sub ignores the database number, so the channel carries it."""
     return f"{namespace}:inbox:{database}:{name}"

@@ -30,5 +30,5 @@ def process_state(pid: int) -> str:
 
 def left_behind(keys: Iterable[str]) -> list[str]:
     """The keys that no lock in use explains. An unused one keeps some for a while, and a host its list of GPUs."""
-    kept = (":done", ":fence", ":events", ":stats", ":index", ":monitor")
+    kept = (":done", ":fence", ":events", ":stats", ":index", ":monitor", ":told")
     return [key for key in keys if not key.endswith(kept) and ":alias:" not in key]

@@ -27,50 +27,62 @@ class Alerts:
 
     def __init__(self, settings: AlertSettings, *, log: AlertHook = log_alert) -> None:
         self.settings = settings
-        self._channels = [Channel(url) for url in settings.urls]
+        self._channels = {url: Channel(url) for url in settings.urls}
+        self._retired: list[Channel] = []
         self._ledger = Ledger(settings.repeat_after)
         self._log = log
         self._lock = threading.Lock()
 
-    def __call__(self, alert: Alert) -> None:
-        """Something happened."""
+    def __call__(self, alert: Alert, *, spoken_until: float | None = None) -> None:
+        """Something happened. `spoken_until` as for `conditions`."""
         with self._lock:
-            notices = self._ledger.event(alert)
-        self._post(notices)
+            notices = self._ledger.event(alert, spoken_until=spoken_until)
+            self._post(notices)
+        self._tell_log(notices)
 
-    def conditions(self, active: Iterable[Alert], *, speak: bool = True) -> None:
+    def conditions(self, active: Iterable[Alert], *, complete: bool = True, spoken_until: float | None = None) -> None:
         """All that is the case now; what was the case at the last call and is not any more is resolved.
 
-        Without `speak` it is only remembered: somebody else tells.
+        Not `complete`: only what is in `active` is known, and nothing is resolved. With `spoken_until`, on `clock.now`,
+        it is only remembered: somebody else tells people, and had told all until then.
         """
         with self._lock:
-            notices = self._ledger.conditions(active, speak=speak)
-        self._post(notices)
+            notices = self._ledger.conditions(active, complete=complete, spoken_until=spoken_until)
+            self._post(notices)
+        self._tell_log(notices)
 
     def reconfigure(self, settings: AlertSettings) -> None:
         """Go on with other settings, and with what has been told already. Raises `ConfigError`, and changes nothing."""
-        channels = [Channel(url) for url in settings.urls]
-        self.settings, old, self._channels = settings, self._channels, channels
-        self._ledger.repeat_after = settings.repeat_after
-        for channel in old:
-            channel.close(0)
+        channels = {url: self._channels.get(url) or Channel(url) for url in settings.urls}
+        with self._lock:
+            dropped = [channel for url, channel in self._channels.items() if url not in channels]
+            self._retired = [channel for channel in self._retired if channel.busy] + dropped
+            self.settings, self._channels = settings, channels
+            self._ledger.repeat_after = settings.repeat_after
+        for channel in dropped:
+            channel.end()
 
     async def close(self) -> None:
         """Deliver what waits, for at most `CLOSE_TIMEOUT` seconds."""
         deadline = time.monotonic() + self.CLOSE_TIMEOUT
-        for channel in self._channels:
-            await asyncio.to_thread(channel.close, max(0.0, deadline - time.monotonic()))
+        channels = [*self._channels.values(), *self._retired]
+        for channel in channels:
+            channel.end(hurry=True)
+        for channel in channels:
+            await asyncio.to_thread(channel.join, max(0.0, deadline - time.monotonic()))
 
     def _post(self, notices: Iterable[Notice]) -> None:
         for notice in notices:
-            if notice.kind == "resolved":
-                self._log(
-                    Alert(notice.alert.type, "warning", notice.alert.lock_key, f"resolved: {notice.alert.message}")
-                )
-            else:
-                self._log(notice.alert)
-            for channel in self._channels:
+            for channel in self._channels.values():
                 channel.post(notice)
+
+    def _tell_log(self, notices: Iterable[Notice]) -> None:
+        """Outside the lock: the hook is somebody else's code."""
+        for notice in notices:
+            alert = notice.alert
+            if notice.kind == "resolved":
+                alert = Alert(alert.type, "warning", alert.lock_key, f"resolved: {alert.message}")
+            self._log(alert)
 
 
 def send_test(settings: Settings) -> list[Sent]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import queue
 import re
 import threading
 import warnings
+from collections import deque
 from importlib.util import find_spec
 from typing import Any, ClassVar
 from urllib.parse import unquote
@@ -44,29 +44,46 @@ class Channel:
         self.place = redact_alert_url(url)
         self._veil = _Veil(url)
         self._target = _target(url, self.place, self._veil)
-        self._notices: queue.Queue[Notice | None] = queue.Queue(self.WAITING)
-        self._closing = threading.Event()
+        self._waiting: deque[Notice] = deque()
+        self._changed = threading.Condition()
+        self._ending = False
+        self._hurry = threading.Event()
         self._thread: threading.Thread | None = None
+        """There is one while something waits, and until `end`."""
+
+    @property
+    def busy(self) -> bool:
+        """Something is being delivered, or waits."""
+        thread = self._thread
+        return thread is not None and thread.is_alive()
 
     def post(self, notice: Notice) -> None:
         """Deliver soon; does not wait. When too many wait already, this one is dropped, and the log says so."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="aiogpulock-alerts", daemon=True)
-            self._thread.start()
-        try:
-            self._notices.put_nowait(notice)
-        except queue.Full:
-            logger.error("%s takes no alerts: %s was dropped", self.place, notice.title)
-
-    def close(self, timeout: float) -> None:
-        """Deliver what waits, for at most `timeout` seconds."""
-        self._closing.set()
-        if self._thread is not None:
-            try:
-                self._notices.put_nowait(None)
-            except queue.Full:
+        with self._changed:
+            if len(self._waiting) >= self.WAITING:
+                logger.error("%s takes no alerts: %s was dropped", self.place, notice.title)
                 return
-            self._thread.join(timeout)
+            self._waiting.append(notice)
+            self._changed.notify()
+            if not self.busy:  # the first one; or the thread stayed behind in another process, at a fork
+                self._thread = threading.Thread(target=self._run, name="aiogpulock-alerts", daemon=True)
+                self._thread.start()
+
+    def end(self, *, hurry: bool = False) -> None:
+        """The thread ends when nothing waits any more. `hurry`: what is refused is not tried again."""
+        with self._changed:
+            self._ending = True
+            self._changed.notify()
+        if hurry:
+            self._hurry.set()
+
+    def join(self, timeout: float) -> None:
+        """Wait until all is delivered, for at most `timeout` seconds; the log says what was not."""
+        thread = self._thread
+        if thread is not None:
+            thread.join(timeout)
+            if thread.is_alive():
+                logger.error("%s took no alert in time; %d more were not sent", self.place, len(self._waiting))
 
     def send(self, notice: Notice) -> Sent:
         """Deliver now, on this thread; one attempt, in the time that Apprise allows it: some 8 s per request."""
@@ -83,14 +100,23 @@ class Channel:
         return Sent(self.place, "" if result else self._veil.over("; ".join(told) or "it was refused"))
 
     def _run(self) -> None:
-        while (notice := self._notices.get()) is not None:
+        while (notice := self._next()) is not None:
             sent = self.send(notice)
             for pause in self.PAUSES:
-                if not sent.error or self._closing.wait(pause):
+                if not sent.error or self._hurry.wait(pause):
                     break
                 sent = self.send(notice)
             if sent.error:
                 logger.error("the alert %s did not reach %s: %s", notice.title, sent.place, sent.error)
+
+    def _next(self) -> Notice | None:
+        """None: this thread is no longer there, and whoever posts starts another one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._ending)
+            if self._waiting:
+                return self._waiting.popleft()
+            self._thread = None
+            return None
 
 
 class _Veil(logging.Filter):

@@ -14,12 +14,14 @@ HIGH_EMERGENCY_RELEASE_RATE = 0.05
 HIGH_TIMEOUT_RATE = 0.1
 
 
+def cleaned(repair: Repair) -> Alert:
+    """This monitor has repaired something; whoever speaks for the others, it tells so itself."""
+    text = f"{repair.key}: {repair.action}, {repair.detail}"
+    return Alert("zombie_lock_cleaned", "warning", repair.key, text, repair.value or "", repair.holder or "")
+
+
 def events(seen: Round, settings: MonitorSettings) -> Iterator[Alert]:
     """What happened: each is told once, and again after `repeat_after` only if it happens again."""
-    for repair in seen.repaired:
-        yield _repaired(repair)
-    if not seen.speaks:
-        return
     yield from seen.told
     for failure in seen.failed:
         if failure.given_up:
@@ -29,7 +31,7 @@ def events(seen: Round, settings: MonitorSettings) -> Iterator[Alert]:
 
 
 def conditions(seen: Round, monitor: MonitorSettings, alerts: AlertSettings) -> Iterator[Alert]:
-    """What is the case now. Without a look at Redis only that much is known."""
+    """What is the case now. Without a look at Redis only that is known, and nothing of the rest."""
     if seen.error:
         yield Alert("redis_disconnected", "critical", "", seen.error)
         return
@@ -45,11 +47,6 @@ def conditions(seen: Round, monitor: MonitorSettings, alerts: AlertSettings) -> 
     if seen.rates is not None:
         yield from _rates(seen.rates, alerts.min_samples)
     yield from seen.idle
-
-
-def _repaired(repair: Repair) -> Alert:
-    text = f"{repair.key}: {repair.action}, {repair.detail}"
-    return Alert("zombie_lock_cleaned", "warning", repair.key, text, repair.value or "", repair.holder or "")
 
 
 def _given_up(failure: FailedRepair) -> Alert:

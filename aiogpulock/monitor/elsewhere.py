@@ -12,6 +12,7 @@ from aiogpulock.errors import AuthenticationError
 from aiogpulock.history import read_since
 from aiogpulock.keys import LockKeys, lock_keys
 from aiogpulock.models import Alert, AlertLevel, CriticalFailure, HistoryEvent, LockSnapshot
+from aiogpulock.monitor.speaker import Turn
 from aiogpulock.redis_client import RedisClient
 
 logger = logging.getLogger(__name__)
@@ -20,30 +21,38 @@ COUNTERS = ("alerts", "memory_not_freed")
 
 
 class Elsewhere:
-    """Finds the alerts that came since the last look. What came before the first one is old news.
+    """Finds the alerts that came since people were last told. Who does not speak looks for none.
 
     The shared counters of a lock tell whether there are any, so a quiet lock costs no command.
     """
 
     def __init__(self) -> None:
-        self._seen: dict[str, tuple[int, float]] = {}
+        self._counts: dict[str, int] = {}
+        """Alerts of each lock, all of which have been found by `_until`."""
+        self._until = 0.0
         self._refused = False
 
     async def alerts(
-        self, client: RedisClient, namespace: str, locks: Iterable[LockSnapshot], began: float
+        self, client: RedisClient, namespace: str, locks: Iterable[LockSnapshot], turn: Turn
     ) -> list[Alert]:
-        """`began`: when the first look was, epoch seconds: a lock that is new since then is looked at from there on.
+        """Of snapshots that were made in this turn; what comes after its beginning is the next one's.
 
         Raises `RedisUnavailableError`.
         """
+        if not turn.speaks:
+            return []
+        since = turn.told_until or turn.began  # what came before the first monitor is old news
+        known = self._counts if since == self._until else {}  # another one spoke meanwhile, or the last round failed
+        self._counts, self._until = {}, turn.began
         found: list[Alert] = []
         for lock in locks:
             count = sum(lock.stats.get(counter, 0) for counter in COUNTERS)
-            known, since = self._seen.get(lock.key, (0, began))
-            if count != known:
+            if count != known.get(lock.key, 0):
                 events = await self._read(client, lock_keys(lock.gpu_id, namespace), since)
-                found += [alert for event in events if event.at < lock.at and (alert := _alert(lock, event))]
-            self._seen[lock.key] = count, lock.at
+                found += [alert for event in events if event.at < turn.began and (alert := _alert(lock, event))]
+                if any(event.at >= turn.began for event in events):
+                    continue  # the count may have one that is not due yet: look again
+            self._counts[lock.key] = count
         return found
 
     async def _read(self, client: RedisClient, keys: LockKeys, since: float) -> list[HistoryEvent]:

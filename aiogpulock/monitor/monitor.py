@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from aiogpulock import clock
 from aiogpulock.alerts import Alerts
@@ -22,17 +22,19 @@ from aiogpulock.gpu.nvml import shared
 from aiogpulock.incidents import AlertHook, log_alert
 from aiogpulock.manager import GpuLockManager
 from aiogpulock.models import Alert, LockSnapshot
-from aiogpulock.monitor.conditions import conditions, events
+from aiogpulock.monitor.conditions import cleaned, conditions, events
 from aiogpulock.monitor.elsewhere import Elsewhere
 from aiogpulock.monitor.idle import IdleWatch
 from aiogpulock.monitor.plan import Repair, plan
 from aiogpulock.monitor.repairs import Outcome, Repairer, Retries
-from aiogpulock.monitor.round import FailedRepair, Round
-from aiogpulock.monitor.speaker import Speaker
+from aiogpulock.monitor.round import Deeds, FailedRepair, Round
+from aiogpulock.monitor.speaker import Speaker, Turn
 from aiogpulock.rates import RateWindow, Totals
 from aiogpulock.zombies import Zombie, find_zombies
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 HANGS = 1.0
 """Seconds that no refusal takes."""
@@ -84,7 +86,9 @@ class GpuLockMonitor:
         self._speaker = Speaker(self.manager.namespace)
         self._elsewhere = Elsewhere()
         self._idle = IdleWatch(shared())
-        self._began = time.time()
+        self._turn: Turn | None = None
+        self._told: Turn | None = None
+        """People know what this turn has found, and Redis does not know that they do."""
         self._census: Census | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -126,6 +130,7 @@ class GpuLockMonitor:
     async def _resign(self) -> None:
         if not self.manager.unusable:
             with suppress(ManagerClosedError):  # it was never started
+                await self._has_told()
                 await self._speaker.resign(self.manager.parts.overview.client)
 
     async def run(self) -> None:
@@ -144,18 +149,29 @@ class GpuLockMonitor:
     async def round(self) -> Round:
         """Look at all locks once and do what is to be done. Raises `ManagerClosedError`, nothing else."""
         self._read_settings()
-        began = clock.now()
+        began, deeds = clock.now(), Deeds()
         try:
-            seen = await self._look(began)
+            seen = await self._look(began, deeds)
         except ManagerClosedError:
             raise
         except GpuLockError as error:
-            seen = Round(at=time.time(), error=str(error), seconds=clock.now() - began)
+            seen = _cut_short(str(error), began, deeds)
         except Exception as error:  # whatever it is: the monitor must be there when it matters
             logger.exception("a round of the monitor failed")
-            seen = Round(at=time.time(), error=f"{type(error).__name__}: {error}", seconds=clock.now() - began)
-        self._tell(seen)
+            seen = _cut_short(f"{type(error).__name__}: {error}", began, deeds)
+        self._tell(self._alert, seen)
+        if not seen.error:
+            self._told = self._turn
+            await self._has_told()
+        if self._on_round is not None:
+            self._tell(self._on_round, seen)
         return seen
+
+    async def _has_told(self) -> None:
+        if self._told is not None:
+            client, interval = self.manager.parts.overview.client, self._settings.monitor_interval
+            await self._speaker.has_told(client, self._told, interval)
+            self._told = None
 
     # one round
 
@@ -180,25 +196,28 @@ class GpuLockMonitor:
         except ConfigError as error:
             logger.error("the monitor's settings stay as they were: %s", error)
 
-    async def _look(self, began: float) -> Round:
+    async def _look(self, began: float, deeds: Deeds) -> Round:
         parts = await self.manager.started()
+        client, namespace = parts.overview.client, self.manager.namespace
+        turn = self._turn = await self._speaker.turn(client, self._settings.monitor_interval)
         if self._census is None:
-            self._census = Census(parts.overview.client, self.manager.namespace)
+            self._census = Census(client, namespace)
         keys, complete = await self._census.locks(SCAN_PAGES)
         found = await parts.overview.scripts.snapshots(keys)
         locks = [lock for lock in found if isinstance(lock, LockSnapshot)]
         zombies = [find_zombies(lock) for lock in locks]
         repairs = [repair for lock, dead in zip(locks, zombies, strict=True) for repair in self.decide(lock, dead)]
-        repaired, failed = await self._repair(repairs)
-        told = await self._elsewhere.alerts(parts.overview.client, self.manager.namespace, locks, self._began)
+        await self._repair(repairs, deeds)
+        told = await self._elsewhere.alerts(client, namespace, locks, turn)
         return Round(
             at=time.time(),
-            speaks=await self._speaker.speaks(parts.overview.client, self._settings.monitor_interval),
+            speaks=turn.speaks,
+            spoken_until=turn.spoken_until,
             locks=tuple(locks),
             unreadable=tuple(str(error) for error in found if isinstance(error, ProtocolError)),
             zombies=tuple(chain.from_iterable(zombies)),
-            repaired=tuple(repaired),
-            failed=tuple(failed),
+            repaired=tuple(deeds.repaired),
+            failed=tuple(deeds.failed),
             rates=self._rates.rates(began, Totals.of(locks)),
             told=tuple(told),
             idle=tuple(await self._look_for_idle(locks)),
@@ -212,8 +231,7 @@ class GpuLockMonitor:
             return []
         return await self._idle.alerts(locks, self._settings.timeout_levels.warning)
 
-    async def _repair(self, repairs: list[Repair]) -> tuple[list[Repair], list[FailedRepair]]:
-        done, failed = [], []
+    async def _repair(self, repairs: list[Repair], deeds: Deeds) -> None:
         self._retries.keep_only(repairs)
         cleanup = self._settings.cleanup
         for repair in repairs:
@@ -222,26 +240,35 @@ class GpuLockMonitor:
             tried = clock.now()
             try:
                 if await self.act(repair) == "done":
-                    done.append(repair)
+                    deeds.repaired.append(repair)
+                    self._tell(self._alerts, cleaned(repair))  # now: the round may hang, or be cancelled
                 self._retries.succeeded(repair)
             except GpuLockError as error:
                 failures = self._retries.failed(repair)
                 logger.error("%s could not be repaired (%s): %s", repair.key, repair.detail, error)
-                failed.append(FailedRepair(repair, str(error), failures, failures > cleanup.max_retry))
+                deeds.failed.append(FailedRepair(repair, str(error), failures, failures > cleanup.max_retry))
                 if clock.now() - tried > HANGS:
                     raise  # a server that hangs would hang for each of them
-        return done, failed
 
-    def _tell(self, seen: Round) -> None:
-        for listener in (self._alert, self._on_round):
-            if listener is not None:
-                try:
-                    listener(seen)
-                except Exception:
-                    logger.exception("a listener of the monitor's rounds failed")
+    def _tell(self, listener: Callable[[T], None], what: T) -> None:
+        try:
+            listener(what)
+        except Exception:
+            logger.exception("a listener of the monitor failed")
 
     def _alert(self, seen: Round) -> None:
+        spoken_until = None if seen.speaks else seen.spoken_until
         for alert in events(seen, self._settings):
-            self._alerts(alert)
+            self._alerts(alert, spoken_until=spoken_until)
         active = conditions(seen, self._settings, self._alerts.settings)
-        self._alerts.conditions(active, speak=seen.speaks)
+        self._alerts.conditions(active, complete=not seen.error, spoken_until=spoken_until)
+
+
+def _cut_short(error: str, began: float, deeds: Deeds) -> Round:
+    return Round(
+        at=time.time(),
+        error=error,
+        repaired=tuple(deeds.repaired),
+        failed=tuple(deeds.failed),
+        seconds=clock.now() - began,
+    )

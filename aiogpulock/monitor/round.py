@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, field
+
 import msgspec
 
 from aiogpulock.models import Alert, LockSnapshot
@@ -20,15 +23,25 @@ class FailedRepair(msgspec.Struct, frozen=True):
     """There is no further attempt until the lock changes."""
 
 
+@dataclass(slots=True)
+class Deeds:
+    """The repairs of a round as they happen: a round that fails later has done them all the same."""
+
+    repaired: list[Repair] = field(default_factory=list)
+    failed: list[FailedRepair] = field(default_factory=list)
+
+
 class Round(msgspec.Struct, frozen=True, kw_only=True):
     """One look at all locks."""
 
     at: float
     """Epoch seconds, this host's clock."""
     error: str = ""
-    """Why Redis could not be looked at; everything else is empty then."""
+    """Why Redis could not be looked at to the end; then only the repairs are known."""
     speaks: bool = True
     """Of several monitors, this one tells people."""
+    spoken_until: float = -math.inf
+    """Another one has told all that there was until then, on this host's `clock.now`."""
     locks: tuple[LockSnapshot, ...] = ()
     unreadable: tuple[str, ...] = ()
     """Locks that are in a state that no program of ours leaves, each with the reason."""
@@ -38,7 +51,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     failed: tuple[FailedRepair, ...] = ()
     rates: ExceptionRates | None = None
     told: tuple[Alert, ...] = ()
-    """Alerts of other processes since the last round."""
+    """Alerts of other processes since people were last told of any; empty for who does not speak."""
     idle: tuple[Alert, ...] = ()
     """Holders on this host whose GPU has nothing to do."""
     audit_error: str = ""

@@ -1,30 +1,80 @@
-"""Of several monitors one speaks for all, so that people are told once."""
+"""Of several monitors one speaks for all, so that people are told once, and nothing is lost when another takes over."""
 
 from __future__ import annotations
 
+import math
 import secrets
 from contextlib import suppress
+from typing import NamedTuple
 
+from aiogpulock import clock
 from aiogpulock.errors import GpuLockError
-from aiogpulock.keys import speaker_key
+from aiogpulock.keys import speaker_key, told_key
 from aiogpulock.redis_client import RedisClient
+
+
+class Turn(NamedTuple):
+    """Who tells people in this round, and what they know already."""
+
+    speaks: bool
+    began: float
+    """Epoch seconds, the server's clock, whole milliseconds as in the ids of a stream."""
+    told_until: float
+    """People have been told all that there was until then, on the same clock; 0: nobody watched of late."""
+    spoken_until: float
+    """The same on this host's `clock.now`; -inf: never."""
 
 
 class Speaker:
     """The key that says who speaks lapses after `ROUNDS` rounds without it: then another monitor takes over.
 
-    All monitors repair, and each tells what it repaired itself. Without Redis each tells that Redis is away.
+    Beside it stands until when people have been told all: whoever takes over goes on from there. All monitors repair,
+    and each tells what it repaired itself. Without Redis each tells that Redis is away.
     """
 
     ROUNDS = 3
+    KEEP_TOLD = 3600.0
+    """Seconds without any monitor after which what happened is no news any more."""
 
     def __init__(self, namespace: str) -> None:
         self._key = speaker_key(namespace)
+        self._told_key = told_key(namespace)
         self._name = secrets.token_hex(8).encode()
         self._speaks = False
+        self._told_until = 0.0
 
-    async def speaks(self, client: RedisClient, interval: float) -> bool:
-        """Whether this monitor speaks in this round; `interval` is seconds. A server that refuses writes: all speak."""
+    async def turn(self, client: RedisClient, interval: float) -> Turn:
+        """Ask before looking at the locks: what there was when the turn began is seen by then.
+
+        `interval`: seconds between rounds. Raises `RedisUnavailableError`, `AuthenticationError`.
+        """
+        asked = clock.now()
+        speaks = await self._claim(client, interval)
+        told = await client.execute("GET", self._told_key)
+        seconds, micros = await client.execute("TIME")
+        began = (int(seconds) * 1000 + int(micros) // 1000) / 1000
+        told_until = min(max(_seconds(told), self._told_until), began)
+        return Turn(speaks, began, told_until, asked - (began - told_until) if told_until else -math.inf)
+
+    async def has_told(self, client: RedisClient, turn: Turn, interval: float) -> None:
+        """People know all that this turn has found. Never raises: told twice is better than lost."""
+        if not turn.speaks:
+            return
+        self._told_until = turn.began
+        keep = round(max(self.KEEP_TOLD, 2 * self.ROUNDS * interval))
+        with suppress(GpuLockError):
+            await client.execute("SET", self._told_key, f"{turn.began:.3f}", "EX", keep)
+
+    async def resign(self, client: RedisClient) -> None:
+        """Let another one speak at once. Never raises."""
+        if self._speaks:
+            self._speaks = False
+            with suppress(GpuLockError):
+                if await client.execute("GET", self._key) == self._name:
+                    await client.execute("DEL", self._key)
+
+    async def _claim(self, client: RedisClient, interval: float) -> bool:
+        """A server that refuses writes: all speak."""
         ttl = max(1000, round(self.ROUNDS * interval * 1000))
         try:
             other = await client.execute("SET", self._key, self._name, "NX", "GET", "PX", ttl)
@@ -35,10 +85,10 @@ class Speaker:
             self._speaks = True
         return self._speaks
 
-    async def resign(self, client: RedisClient) -> None:
-        """Let another one speak at once. Never raises."""
-        if self._speaks:
-            self._speaks = False
-            with suppress(GpuLockError):
-                if await client.execute("GET", self._key) == self._name:
-                    await client.execute("DEL", self._key)
+
+def _seconds(text: bytes | None) -> float:
+    try:
+        seconds = float(text or 0)
+    except ValueError:
+        return 0.0
+    return seconds if 0 < seconds < math.inf else 0.0

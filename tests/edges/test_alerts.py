@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,7 @@ import redis
 from aiogpulock import ConfigError, GpuLockManager, GpuLockMonitor, Settings
 from aiogpulock.alerts import Alerts, send_test
 from aiogpulock.alerts.channel import Channel
+from aiogpulock.alerts.notice import Notice
 from aiogpulock.config import AlertSettings
 from aiogpulock.models import Alert
 from tests.edges.shell import Shell
@@ -177,6 +179,66 @@ async def test_a_flood_is_held_back_and_what_is_critical_is_not_behind_it(
     await alerts.close()
     assert len(hook.received) == 21
     assert hook.titles[-1] == "[P0] gpu_lock_critical_failure gpu_lock:0"
+
+
+def notice(number: int = 0) -> Notice:
+    return Notice(alert=Alert("loop_stalled", "warning", f"gpu_lock:{number}", "blocked"), kind="raised", at=0)
+
+
+def test_posts_from_many_threads_start_one_thread(hook: WebHook) -> None:
+    hook.status = None
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    for _ in range(50):
+        channel = Channel(hook.url)
+        before, barrier = set(threading.enumerate()), threading.Barrier(4)
+
+        def post(channel: Channel = channel, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            channel.post(notice())
+
+        posters = [threading.Thread(target=post) for _ in range(4)]
+        for poster in posters:
+            poster.start()
+        for poster in posters:
+            poster.join()
+        started = [thread for thread in set(threading.enumerate()) - before if thread.name == "aiogpulock-alerts"]
+        assert len(started) == 1
+    sys.setswitchinterval(interval)
+    hook.release.set()
+
+
+async def test_the_end_waits_for_what_a_full_queue_holds(
+    hook: WebHook, settings: AlertSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Channel, "WAITING", 3)
+    alerts = Alerts(settings)
+    hook.status, hook.late = 200, threading.Event()
+    alerts(dead(0))
+    await eventually(lambda: hook.asked, description="the first one to be on its way")
+    for number in range(1, 5):
+        alerts(dead(number))
+    threading.Timer(0.3, hook.late.set).start()
+    await alerts.close()
+    assert len(hook.received) == 4
+    assert "gpu_lock:4 was dropped" in caplog.text
+
+
+async def test_other_settings_lose_no_notice(hook: WebHook, settings: AlertSettings) -> None:
+    with WebHook() as kept, WebHook() as added:
+        alerts = Alerts(AlertSettings(urls=(hook.url, kept.url)))
+        hook.late = kept.late = threading.Event()
+        for number in range(3):
+            alerts(dead(number))
+        alerts.reconfigure(AlertSettings(urls=(kept.url, added.url)))
+        alerts(dead(3))
+        threading.Timer(0.3, hook.late.set).start()
+        await alerts.close()
+        assert [len(place.received) for place in (hook, kept, added)] == [3, 4, 1]
+
+
+def dead(number: int) -> Alert:
+    return Alert("zombie_locks_detected", "critical", f"gpu_lock:{number}", "dead")
 
 
 @pytest.mark.parametrize("url", ["nosuch://s3cr3t", "json://"])

@@ -16,11 +16,17 @@ class WebHook:
         self.received: list[dict[str, Any]] = []
         self.status: int | None = 200
         self.release = threading.Event()
+        self.late: threading.Event | None = None
+        """It answers when this is set; None: at once."""
+        self.asked = 0
         hook = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
+                hook.asked += 1
+                if hook.late is not None:
+                    hook.late.wait(30)
                 if hook.status is None:
                     hook.release.wait(30)
                     return

@@ -126,10 +126,65 @@ def test_an_event_is_told_again_after_the_time_only(ledger: Ledger, clock: Clock
     assert told == [1, 0, 1]
 
 
+def dead(number: int) -> Alert:
+    return Alert("zombie_locks_detected", "critical", f"gpu_lock:{number}", "dead")
+
+
 def test_what_the_rate_limit_kept_back_is_counted_and_its_end_not_told(ledger: Ledger, clock: Clock) -> None:
-    flood = [Alert("zombie_locks_detected", "critical", f"gpu_lock:{number}", "dead") for number in range(25)]
-    assert len(ledger.conditions(flood)) == MOST_PER_WINDOW
+    flood = [dead(number) for number in range(25)]
+    for _ in range(3):
+        told = ledger.conditions(flood)
+        assert len(told) in (MOST_PER_WINDOW, 0)
     clock.now = RATE_WINDOW
     ended = ledger.conditions([])
     assert [notice.kind for notice in ended] == ["resolved"] * MOST_PER_WINDOW
     assert [notice.held_back for notice in ended][:2] == [5, 0]
+
+
+def test_what_was_kept_back_does_not_count_as_told(ledger: Ledger, clock: Clock) -> None:
+    flood = [dead(number) for number in range(25)]
+    first = ledger.conditions(flood)
+    events = [Alert("loop_stalled", "warning", f"gpu_lock:{number}", "blocked") for number in range(25)]
+    told = [notice for event in events for notice in ledger.event(event)]
+    assert len(told) == MOST_PER_WINDOW
+
+    clock.now = RATE_WINDOW
+    late = ledger.conditions(flood)
+    again = [notice for event in events for notice in ledger.event(event)]
+
+    assert {notice.alert.lock_key for notice in first + late} == {alert.lock_key for alert in flood}
+    assert [notice.kind for notice in late] == ["raised"] * 5
+    assert sum(notice.held_back for notice in late) == 4  # as the first of them was told, four more had to wait
+    assert {notice.alert.lock_key for notice in told + again} == {alert.lock_key for alert in events}
+    assert len(again) == 5
+
+
+def test_an_end_that_was_kept_back_is_told_when_there_is_room(ledger: Ledger, clock: Clock) -> None:
+    flood = [dead(number) for number in range(MOST_PER_WINDOW)]
+    assert len(ledger.conditions(flood)) == MOST_PER_WINDOW
+    assert ledger.conditions([]) == []
+    clock.now = RATE_WINDOW
+    assert [notice.kind for notice in ledger.conditions([])] == ["resolved"] * MOST_PER_WINDOW
+    assert ledger.conditions([]) == []
+
+
+def test_while_redis_is_away_nothing_else_has_ended(ledger: Ledger) -> None:
+    ledger.conditions([dead(1)])
+    assert [notice.alert.type for notice in ledger.conditions([GONE], complete=False)] == ["redis_disconnected"]
+    assert [(notice.kind, notice.alert.type) for notice in ledger.conditions([dead(1)])] == [
+        ("resolved", "redis_disconnected")
+    ]
+
+
+def test_who_takes_over_tells_what_the_other_one_can_not_have_told(ledger: Ledger, clock: Clock) -> None:
+    stall = Alert("lock_warning", "warning", "gpu_lock:9", "held for long")
+    clock.now = 10
+    assert ledger.conditions([dead(1)], spoken_until=5) == []
+    assert ledger.event(stall, spoken_until=5) == []
+    clock.now = 20
+    assert ledger.conditions([dead(1), dead(2)], spoken_until=15) == []  # the other one has told of 1, and not of 2
+    assert ledger.event(stall, spoken_until=15) == []
+    clock.now = 30
+    assert [notice.alert.lock_key for notice in ledger.conditions([dead(1), dead(2)])] == ["gpu_lock:2"]
+    assert ledger.event(stall) == []
+    assert {notice.alert.lock_key for notice in ledger.conditions([])} == {"gpu_lock:1", "gpu_lock:2"}

@@ -28,7 +28,7 @@ from aiogpulock import (
 from aiogpulock.alerts import Alerts
 from aiogpulock.config import AlertSettings
 from aiogpulock.liveness import start_time, this_process
-from aiogpulock.models import ProcessInfo
+from aiogpulock.models import Alert, ProcessInfo
 from aiogpulock.monitor import Repair, Round
 from aiogpulock.raw_text import bytes_of
 from aiogpulock.zombies import find_zombies
@@ -617,6 +617,121 @@ async def test_of_several_monitors_one_speaks_and_another_takes_over(
     await eventually(speaks, description="the other one to take over")
     await silent.close()
     assert not redis_cleanup.exists("{gpu_lock}:monitor")
+
+
+def note(client: redis.Redis, identity: str, gpu: str = "0") -> None:
+    """Some process puts an alert into the history of a lock."""
+    RawLock(client, gpu).call("note", identity, f"kind_{identity}", "warning", "asr", "h1", "box:7", "it happened", "")
+    client.zadd("{gpu_lock}:index", {gpu: 1})
+    client.expire("{gpu_lock}:index", 60)
+    time.sleep(0.002)  # the ids of a stream count milliseconds
+
+
+async def test_when_another_monitor_takes_over_no_alert_is_lost_and_none_told_twice(
+    manager: GpuLockManager, redis_cleanup: redis.Redis
+) -> None:
+    one, other = GpuLockMonitor(manager), GpuLockMonitor(manager)
+
+    async def told(monitor: GpuLockMonitor) -> list[str]:
+        return [alert.type for alert in (await monitor.round()).told]
+
+    assert await told(one) == await told(other) == []
+    note(redis_cleanup, "1")
+    assert (await told(other), await told(one), await told(other)) == ([], ["kind_1"], [])
+    note(redis_cleanup, "2")
+    note(redis_cleanup, "3", gpu="new")
+    assert await told(other) == []
+    redis_cleanup.delete("{gpu_lock}:monitor")  # the one that spoke has died without a word
+    assert await told(other) == ["kind_2", "kind_3"]
+    assert await told(one) == []
+    note(redis_cleanup, "4")
+    assert await told(one) == []
+    await other.close()  # in order this time
+    assert await told(one) == ["kind_4"]
+    await one.close()
+    note(redis_cleanup, "5")
+    later = GpuLockMonitor(manager)  # after a pause without any monitor
+    assert await told(later) == ["kind_5"]
+    await later.close()
+
+
+async def test_a_condition_that_began_after_the_last_words_of_a_dead_monitor_is_told(
+    manager: GpuLockManager, redis_cleanup: redis.Redis
+) -> None:
+    heard: list[str] = []
+    one, other = (
+        GpuLockMonitor(
+            manager,
+            auto_recovery=False,
+            alert_log=lambda alert, name=name: heard.append(f"{name} {alert.lock_key}"),  # type: ignore[misc]
+        )
+        for name in ("one", "other")
+    )
+    redis_cleanup.set("gpu_lock:7", "locked_by_x")
+    await one.round()
+    await other.round()
+    await one.round()
+    await other.round()
+    redis_cleanup.set("gpu_lock:8", "locked_by_x")
+    await other.round()
+    assert heard == ["one gpu_lock:7"]
+    redis_cleanup.delete("{gpu_lock}:monitor")
+    await other.round()
+    assert heard == ["one gpu_lock:7", "other gpu_lock:8"]
+    await other.close()
+    await one.close()
+    redis_cleanup.delete("gpu_lock:7", "gpu_lock:8")
+
+
+async def test_a_host_whose_clock_is_off_misses_no_alert(
+    manager: GpuLockManager, redis_cleanup: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 3600)
+    monitor = GpuLockMonitor(manager)
+    await monitor.round()
+    note(redis_cleanup, "1", gpu="new")
+    assert [alert.type for alert in (await monitor.round()).told] == ["kind_1"]
+    await monitor.close()
+
+
+class _At(logging.Handler):
+    """Calls somebody at the first log line that contains some text."""
+
+    def __init__(self, text: str, call: Callable[[], None]) -> None:
+        super().__init__()
+        self._text, self._call, self._done = text, call, False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._done and self._text in record.getMessage():
+            self._done = True
+            self._call()
+
+
+async def test_the_repairs_of_a_round_that_then_hangs_are_told(own_server: RealServer) -> None:
+    heard: list[Alert] = []
+    rounds: list[Round] = []
+    with own_server.client() as client:
+        for gpu in ("0", "1"):
+            RawLock(client, gpu).hold("stale", lease=1)
+            client.zadd("{gpu_lock}:index", {gpu: 1})
+    log = logging.getLogger("aiogpulock.monitor.repairs")
+    hang = _At("gpu_lock:0: reap", own_server.pause)
+    log.setLevel(logging.INFO)
+    log.addHandler(hang)
+    async with GpuLockManager(own_server.url, redis={"connect_timeout": 1.1}, restart_grace=0) as manager:
+        monitor = GpuLockMonitor(manager, alert_log=heard.append, on_round=rounds.append)
+        seen = await monitor.round()
+        own_server.resume()
+        await monitor.close()
+    log.removeHandler(hang)
+
+    assert seen.error
+    assert [repair.key for repair in rounds[0].repaired] == ["gpu_lock:0"]
+    assert [(alert.type, alert.lock_key) for alert in heard] == [
+        ("zombie_lock_cleaned", "gpu_lock:0"),
+        ("redis_disconnected", ""),
+    ]
 
 
 async def test_a_user_with_the_least_privileges_may_watch_and_repair(

@@ -59,11 +59,11 @@ class _Teller:
         self._known: set[tuple[str, str]] = set()
 
     def tell(self, seen: Round) -> None:
-        if seen.error:
-            return  # there is an alert of its own; what was known stays known
         repaired = {repair.key for repair in seen.repaired}
         for repair in seen.repaired:
             self._say(repair.key, f"{repair.action.replace('_', ' ')}: {repair.detail}")
+        if seen.error:
+            return  # there is an alert of its own; what was known stays known
         for zombie in seen.zombies:
             if zombie.key not in repaired and (zombie.key, zombie.kind) not in self._known:
                 self._say(zombie.key, f"found dead: {zombie.detail}")
