@@ -30,18 +30,43 @@ local function held()
     fence().quarantine}
 end
 
--- A repeated claim renews the deadline, since its sender counts its lease from this call.
-local function claim()
+-- The claim. A repeated one renews the deadline, since its sender counts its lease from this call.
+if holder and holder.id == id and not foreign then
+  -- The message that carried the hint may be forged, or older than this grant.
+  if hint ~= 0 and hint ~= holder.token then return {'stale'} end
   if redis.call('PEXPIRE', LOCK, me.ttl) == 0 then redis.call('SET', LOCK, value_of(holder), 'PX', me.ttl) end
   if holder.phase == 'granted' then
-    holder.since = now
+    holder.phase, holder.since = 'held', now
     drop_seat(id)
     count('acquisitions')
-    redis.call('HSET', HOLDER, 'phase', 'held', 'since', now)
   end
-  redis.call('HSET', HOLDER, 'deadline', now + me.lease)
+  redis.call('HSET', HOLDER, 'phase', holder.phase, 'since', holder.since, 'deadline', now + me.lease)
   redis.call('PEXPIRE', HOLDER, me.ttl + KEEP_RECORD)
   redis.call('SET', BEAT, now, 'PX', me.lease)
+  return held()
+end
+
+local free = not value and not holder
+local waiters = redis.call('ZCARD', QUEUE)
+
+if free and waiters == 0 and restart_grace_left() == 0 then
+  if me.arrival == 0 then
+    me.arrival = now_us
+    count('attempts')
+  end
+  take(me, 'held', now + me.lease)
+  return held()
+end
+
+if not may_wait then
+  count('attempts')
+  local wait, more = free and restart_grace_left() or 0, false
+  if free and wait == 0 then wait, more = grant(nil) end
+  if holder or value or wait > 0 or more then
+    return {'busy', waiters, value or (holder and value_of(holder)) or ''}
+  end
+  me.arrival = now_us
+  take(me, 'held', now + me.lease)
   return held()
 end
 
@@ -93,43 +118,13 @@ local function waiting(enqueued, wait, more)
     inbox_has_receiver(), more and 1 or 0, redis.call('ZCARD', QUEUE)}
 end
 
-if holder and holder.id == id and not foreign then
-  -- The message that carried the hint may be forged, or older than this grant.
-  if hint ~= 0 and hint ~= holder.token then return {'stale'} end
-  return claim()
-end
-
-local free = not value and not holder
+local most = tonumber(ARGV[14])
+local enqueued = 0
 local seated = redis.call('ZSCORE', QUEUE, id)
 if seated then
   local seat = read_seat(id)
   seated = seat and seat.inbox == me.inbox   -- else the walk takes it for dead, though its waiter calls
 end
-local waiters = redis.call('ZCARD', QUEUE)
-local most = tonumber(ARGV[14])
-
-if free and waiters == 0 and restart_grace_left() == 0 then
-  if me.arrival == 0 then
-    me.arrival = now_us
-    count('attempts')
-  end
-  take(me, 'held', now + me.lease)
-  return held()
-end
-
-if not may_wait then
-  count('attempts')
-  local wait, more = free and restart_grace_left() or 0, false
-  if free and wait == 0 then wait, more = grant(nil) end
-  if holder or value or wait > 0 or more then
-    return {'busy', waiters, value or (holder and value_of(holder)) or ''}
-  end
-  me.arrival = now_us
-  take(me, 'held', now + me.lease)
-  return held()
-end
-
-local enqueued = 0
 if not seated then
   if me.arrival == 0 and most >= 0 and waiters >= most then
     count('attempts')

@@ -20,6 +20,7 @@ local KEEP_RECORD = 3600 * 1000             -- a holder record outlives its key,
 local KEEP_DONE, DONE_ENTRIES = 120 * 1000, 20000
 local EVENT_ENTRIES = 1000
 local POLL_SLACK = 2000                     -- how late a polling waiter may be for its own check
+local RUN_ID_SIZE = 40
 local WALK_BOUND, CHUNK = 500, 16           -- seats looked at per call, and per read
 local OUTCOMES = {'released', 'withdrawn', 'reaped', 'forced', 'forced_by_monitor'}
 local OUTCOME_CODE = {released = 1, withdrawn = 2, reaped = 3, forced = 4, forced_by_monitor = 5}
@@ -179,9 +180,8 @@ local function write_holder(w, phase, token, deadline, dirty)
     'phase', phase, 'task', w.task, 'inbox', w.inbox, 'process', w.process, 'arrival', w.arrival, 'since', now,
     'dirty', dirty)
   redis.call('PEXPIRE', HOLDER, ttl + KEEP_RECORD)
-  holder = {id = w.id, v = PROTOCOL, token = token, deadline = deadline, phase = phase, task = w.task,
-    inbox = w.inbox, process = w.process, arrival = w.arrival, since = now, dirty = dirty}
-  foreign = false
+  w.v, w.token, w.deadline, w.phase, w.since, w.dirty = PROTOCOL, token, deadline, phase, now, dirty
+  holder, foreign = w, false
 end
 
 -- `phase` held: the lease; granted: a claim window only.
@@ -262,8 +262,9 @@ local grace_left
 local function restart_grace_left()
   if grace_left then return grace_left end
   local info = redis.pcall('INFO', 'server')
-  local run = type(info) == 'string' and info:match('run_id:(%x+)')
-  if not run then return 0 end
+  local _, at = string.find(type(info) == 'string' and info or '', 'run_id:', 1, true)
+  if not at then return 0 end
+  local run = info:sub(at + 1, at + RUN_ID_SIZE)
   local f = fence()
   if f.run ~= run then
     if run == CLEAN_RUN then
@@ -301,15 +302,6 @@ local function tell(inbox, message)
   return type(receivers) == 'number' and receivers or 0
 end
 
-local function tell_grant()
-  return tell(holder.inbox, string.format('{"type":"grant","lock":"%s","id":"%s","token":%.0f}', LOCK, holder.id, holder.token))
-end
-
-local function tell_watch(inbox)
-  return tell(inbox, string.format('{"type":"watch","lock":"%s","holder":"%s","deadline_in":%.0f,"process":%s}',
-    LOCK, holder.id, math.max(0, holder.deadline - now), holder.process ~= '' and holder.process or 'null'))
-end
-
 local function tell_lost(h, reason)
   return tell(h.inbox, string.format('{"type":"lost","lock":"%s","id":"%s","token":%.0f,"reason":"%s"}', LOCK, h.id, h.token, reason))
 end
@@ -325,9 +317,11 @@ end
 
 -- One waiter beside the holder is told until when to watch: an expiry or a crash announces itself to nobody.
 local function tell_next(unreachable)
+  local message = string.format('{"type":"watch","lock":"%s","holder":"%s","deadline_in":%.0f,"process":%s}',
+    LOCK, holder.id, math.max(0, holder.deadline - now), holder.process ~= '' and holder.process or 'null')
   walk(0, false, function(seat, inbox)
     if seat.id == holder.id or inbox.mode ~= 'push' or inbox.deaf or unreachable[seat.inbox] then return false end
-    unreachable[seat.inbox] = tell_watch(seat.inbox) == 0
+    unreachable[seat.inbox] = tell(seat.inbox, message) == 0
     return not unreachable[seat.inbox]
   end)
 end
@@ -355,7 +349,8 @@ local function grant(caller)
     end
     if inbox.deaf or unreachable[seat.inbox] then return false end
     take(seat, 'granted', now + CLAIM_WINDOW)
-    undelivered = tell_grant() == 0
+    undelivered = tell(seat.inbox, string.format('{"type":"grant","lock":"%s","id":"%s","token":%.0f}', LOCK, seat.id,
+      holder.token)) == 0
     unreachable[seat.inbox] = undelivered   -- not reachable now: its seat stays
     return not undelivered
   end
