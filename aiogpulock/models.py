@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -253,6 +253,14 @@ class LockSnapshot(msgspec.Struct, frozen=True, kw_only=True):
         if self.phase in (None, "granted") or self.lease is None or self.deadline_in is None:
             return None
         return max(0.0, self.lease - self.deadline_in)
+
+
+def for_outside(lock: LockSnapshot) -> dict[str, Any]:
+    """As JSON shows it: without the process records, whose boot ids and namespaces serve our own programs alone."""
+    told: dict[str, Any] = msgspec.to_builtins(lock)
+    for record in (told, *told["queue"]):
+        del record["process"]
+    return told
 
 
 class HistoryEvent(msgspec.Struct, frozen=True, kw_only=True):

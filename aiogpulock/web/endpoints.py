@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from aiogpulock.errors import RedisUnavailableError
 from aiogpulock.metrics import CONTENT_TYPE, render_metrics
-from aiogpulock.models import LockSnapshot
+from aiogpulock.models import LockSnapshot, for_outside
 from aiogpulock.web.problems import Problem
 from aiogpulock.web.security import require_token
 from aiogpulock.web.sight import FindManager, Observer, Sight
@@ -94,7 +94,7 @@ class Endpoints:
     async def status(self, _: Request) -> Response:
         """Every lock."""
         sight = await self._observer.look()
-        body = {"locks": sight.locks, "unreadable": sight.unreadable}
+        body = {"locks": [for_outside(lock) for lock in sight.locks], "unreadable": sight.unreadable}
         return json_response({"server": sight.manager.server, "timestamp": time.time(), **body})
 
     async def history(self, request: Request) -> Response:

@@ -140,9 +140,8 @@ class Feed:
         await follow(manager, locks)
         if locks:
             self._ahead = locks[-1].at - time.time()
-        for lock in locks:
-            await self._read_history(manager, lock)
-        histories = {lock.gpu_id: self._histories[lock.gpu_id][1] for lock in locks}
+        self._histories = {lock.gpu_id: await self._history(manager, lock) for lock in locks}
+        histories = {gpu_id: events for gpu_id, (_, events) in self._histories.items()}
         devices, missing = await self._devices(manager.settings.gpu_lock.gpu_memory.nvml == "off")
         return msgspec.structs.replace(
             self._view,
@@ -155,12 +154,13 @@ class Feed:
             holds=hold_points(histories),
         )
 
-    async def _read_history(self, manager: GpuLockManager, lock: LockSnapshot) -> None:
-        """Only where something happened: every event leaves a trace in the counters or in the holder."""
+    async def _history(self, manager: GpuLockManager, lock: LockSnapshot) -> tuple[object, Sequence[HistoryEvent]]:
+        """Read only where something happened: every event leaves a trace in the counters or in the holder."""
         trace = (lock.holder_id, lock.value, lock.stats)
         known = self._histories.get(lock.gpu_id)
-        if known is None or known[0] != trace:
-            self._histories[lock.gpu_id] = trace, await manager.history(lock, limit=HOLDS)
+        if known is not None and known[0] == trace:
+            return known
+        return trace, await manager.history(lock, limit=HOLDS)
 
     async def _devices(self, off: bool) -> tuple[list[Device], str]:
         if off:
@@ -198,6 +198,7 @@ Follow = Callable[[GpuLockManager, Sequence[LockSnapshot]], Awaitable[None]]
 async def _releases(heard: Callable[[], None]) -> AsyncIterator[Follow]:
     """Call `heard` at each release of the locks that the caller follows; also when a connection comes or goes."""
     inbox: Inbox | None = None
+    followed: set[str] = set()
 
     async def follow(manager: GpuLockManager, locks: Sequence[LockSnapshot]) -> None:
         nonlocal inbox
@@ -212,9 +213,15 @@ async def _releases(heard: Callable[[], None]) -> AsyncIterator[Follow]:
                 on_unreachable=manager.unreachable,
             )
             await inbox.ready()
-        for lock in locks:
-            keys = lock_keys(lock.gpu_id, manager.namespace)
-            await inbox.follow_releases(keys.release_channel, keys.lock)
+        there = {
+            keys.release_channel: keys.lock for lock in locks if (keys := lock_keys(lock.gpu_id, manager.namespace))
+        }
+        for channel in followed - there.keys():
+            await inbox.unfollow_releases(channel)
+        for channel, key in there.items():
+            await inbox.follow_releases(channel, key)
+        followed.clear()
+        followed.update(there)
 
     try:
         yield follow

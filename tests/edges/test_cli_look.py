@@ -10,6 +10,7 @@ from typing import Any
 
 import redis
 
+from aiogpulock.liveness import boot_id
 from tests.edges.shell import Shell, driver_variables, ended, read_until
 from tests.edges.terminal import Terminal
 from tests.gpu.conftest import driver_folder as driver_folder
@@ -76,6 +77,7 @@ def test_queue_and_history_tell_what_is_to_come_and_what_was(shell: Shell, redis
     assert [entry["pid"] for entry in seen["lock"]["queue"]] == [waiter.pid]
     assert 0.2 < seen["typical_hold"] < 5
     assert len(seen["expected_waits"]) == 1
+    assert boot_id() not in shell.run("queue", "--json").stdout + shell.run("status", "--json").stdout
 
     holder.terminate()
     assert ended(holder)[0] == 143

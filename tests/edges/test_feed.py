@@ -8,6 +8,7 @@ from contextlib import aclosing
 
 import httpx
 import pytest
+import redis
 
 from aiogpulock import GpuLockManager
 from aiogpulock.web import create_app, feed
@@ -75,6 +76,33 @@ async def test_a_state_that_stays_is_sent_once(manager: GpuLockManager, monkeypa
                 await anext(views)
         assert watched.looks > 2
     await watched.close()
+
+
+async def test_what_is_gone_is_neither_remembered_nor_listened_for(
+    manager: GpuLockManager, redis_cleanup: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "EVERY", 0.05)
+    watched = feed_of(manager)
+    for gpu in range(20):
+        redis_cleanup.set(f"gpu_lock:{gpu}", "locked_by_x", px=60_000)
+
+    async def shown(count: int) -> None:
+        async for view in views:
+            if len(json.loads(view)["gpus"]) == count:
+                return
+
+    def channels() -> int:
+        return sum(":inbox:" not in channel for channel in redis_cleanup.pubsub_channels("gpu_lock:*"))
+
+    async with aclosing(watched.watch()) as views:
+        await shown(20)
+        await eventually(lambda: channels() == 20, description="it listens to each")
+        redis_cleanup.delete(*(f"gpu_lock:{gpu}" for gpu in range(1, 20)))
+        await shown(1)
+        await eventually(lambda: channels() == 1, description="it listens to what there is")
+        assert list(watched._histories) == ["0"]
+    await watched.close()
+    redis_cleanup.delete("gpu_lock:0")
 
 
 async def test_it_starts_without_redis_and_finds_it_later(own_server: RealServer) -> None:

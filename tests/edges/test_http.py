@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import redis
 from starlette.types import Receive, Scope, Send
 
 from aiogpulock import ConfigError, GpuLockManager, LeaseLostError, LockTimeoutError
+from aiogpulock.liveness import boot_id
 from aiogpulock.metrics import CONTENT_TYPE
 from aiogpulock.web import create_app
 from tests.servers import RealServer
@@ -45,8 +47,11 @@ async def test_status_shows_each_lock_with_holder_and_queue(manager: GpuLockMana
     async with held_elsewhere(manager, task_name="asr") as lease:
         waiting = asyncio.create_task(manager.lock(0, task_name="<b>next</b>").acquire_for("next"))
         await waiters(manager, 1)
-        (lock,) = (await http.get("/gpu-lock/status")).json()["locks"]
+        answer = await http.get("/gpu-lock/status")
+        (lock,) = answer.json()["locks"]
         assert (lock["gpu_id"], lock["task_name"], lock["holder_id"]) == ("0", "asr", lease.holder_id)
+        assert lock["pid"] == lock["queue"][0]["pid"] == os.getpid()
+        assert boot_id() not in answer.text
         assert lock["age"] >= 0
         assert [waiter["task_name"] for waiter in lock["queue"]] == ["<b>next</b>"]
     await (await waiting).release()

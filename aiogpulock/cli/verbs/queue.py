@@ -24,13 +24,14 @@ def command(gpu: str, as_json: bool, target: Target) -> None:
     from aiogpulock.cli.session import look_at, print_json, with_manager
     from aiogpulock.history import expected_wait, typical_hold
     from aiogpulock.manager import GpuLockManager
+    from aiogpulock.models import for_outside
 
     async def work(manager: GpuLockManager) -> None:
         lock = (await look_at(manager, [gpu]))[0]
         typical = typical_hold(await manager.history(lock))
         expected = [expected_wait(typical, place, lock.age) for place, _ in enumerate(lock.queue, start=1)]
         if as_json:
-            print_json(server=manager.server, lock=lock, typical_hold=typical, expected_waits=expected)
+            print_json(server=manager.server, lock=for_outside(lock), typical_hold=typical, expected_waits=expected)
         else:
             _show(gpu, lock, typical, expected)
 

@@ -26,11 +26,12 @@ def command(gpus: tuple[str, ...], as_json: bool, target: Target) -> None:
     from aiogpulock.cli.lock_words import gpu_name, known_devices
     from aiogpulock.cli.session import look_at, print_json, with_manager
     from aiogpulock.manager import GpuLockManager
+    from aiogpulock.models import for_outside
 
     async def work(manager: GpuLockManager) -> None:
         locks = await look_at(manager, gpus)
         if as_json:
-            print_json(server=manager.server, locks=locks)
+            print_json(server=manager.server, locks=[for_outside(lock) for lock in locks])
             return
         embedded = f", the embedded server, {manager.link.scope}" if manager.link.scope else ""
         click.echo(f"{manager.server}{embedded}", err=True)
