@@ -16,11 +16,14 @@ from aiogpulock.errors import LockTimeoutError
 KEEP_SECONDS = 30 * 24 * 3600
 """Renewed by every use."""
 
+ONE_NAME = "a GPU known by one name alone"
+"""-> the kind of that name, "index" or "UUID", by which this host locks such GPUs."""
+
 ExecuteMany = Callable[[Sequence[tuple[Any, ...]]], Awaitable[list[Any]]]
 
 
 def alias_key(namespace: str, boot_id: str) -> str:
-    """A hash: index -> UUID or "logical"; UUID -> the id that it is locked under."""
+    """A hash: index -> UUID or "logical"; UUID -> the id that it is locked under; `ONE_NAME`."""
     return f"{{{namespace}}}:alias:{boot_id}"
 
 
@@ -63,17 +66,21 @@ class Aliases:
         twin._patience = patience
         return twin
 
-    async def fix(self, index: int, wanted: str) -> str:
-        """What the index is locked as: a UUID or "logical". `wanted` if nobody has said before."""
-        return await self._fix(str(index), wanted)
+    async def fix(self, name: str, wanted: str) -> str:
+        """What is said of an index, a UUID, or `ONE_NAME`; `wanted` if nobody has said before."""
+        if not self._fixes:
+            return await self.look(name) or wanted
+        if not self._shared:
+            return wanted
+        if name not in self._told and await self.look(name) is None:
+            await self._outlast_grace()
+        self._told[name] = await self._set(name, self._told.get(name, wanted))
+        return self._told[name]
 
-    async def fix_uuid(self, uuid: str, wanted: str) -> str:
-        """The id that the device is locked under: its UUID, or its index."""
-        return await self._fix(uuid, wanted)
-
-    async def look(self, index: int) -> str | None:
-        """What the index is locked as; None if nobody has said."""
-        return await self._get(str(index))
+    async def look(self, name: str) -> str | None:
+        """The same; None if nobody has said."""
+        value = (await self._execute(("HGET", self._key, name)))[0] if self._shared else None
+        return value.decode() if value is not None else None
 
     async def uuids(self) -> tuple[str, ...]:
         """Every UUID that somebody on this host has named or seen."""
@@ -93,16 +100,6 @@ class Aliases:
                 return {field: now}
         return {}
 
-    async def _fix(self, field: str, wanted: str) -> str:
-        if not self._fixes:
-            return await self._get(field) or wanted
-        if not self._shared:
-            return wanted
-        if field not in self._told and await self._get(field) is None:
-            await self._outlast_grace()
-        self._told[field] = await self._set(field, self._told.get(field, wanted))
-        return self._told[field]
-
     async def _outlast_grace(self) -> None:
         while (left := await self._grace()) > 0:
             if left > self._patience:
@@ -111,10 +108,6 @@ class Aliases:
                     f"locks its GPUs: nothing is granted for another {left:.1f} s"
                 )
             await asyncio.sleep(left)
-
-    async def _get(self, field: str) -> str | None:
-        value = (await self._execute(("HGET", self._key, field)))[0] if self._shared else None
-        return value.decode() if value is not None else None
 
     async def _set(self, field: str, wanted: str) -> str:
         replies = await self._execute(

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
 from aiogpulock import clock
 from aiogpulock.errors import RedisUnavailableError
 from aiogpulock.gpu.aliases import Aliases
-from aiogpulock.gpu.identity import Mode, means_a_device, resolve
+from aiogpulock.gpu.identity import Mode, Visible, means_a_device, resolve
+from aiogpulock.gpu.numbering import numbered_as_the_host
 from aiogpulock.gpu.nvml import Nvml
 from aiogpulock.gpu.records import Gpu, GpuDevice, NvmlError, NvmlStatus
 
 logger = logging.getLogger(__name__)
 
-REMEMBER = 24 * 3600.0
-"""Seconds until an id is resolved anew, which also keeps its alias from expiring."""
+REMEMBER = 3600.0
+"""Seconds until an id is resolved anew, which also keeps its alias from expiring. A GPU may be put into MIG mode."""
 REMEMBER_TROUBLE = 60.0
-"""The same where the driver was there and did not answer."""
+"""The same where the driver was not there, or did not answer: it may come."""
 MOST = 1024
 """Ids that are remembered: free names may come and go."""
 RETRY = 0.1
@@ -36,8 +36,7 @@ class Wanted(NamedTuple):
     gpu_id: str
     mode: Mode
     nvml: UseNvml
-    visible: str | None
-    """The text of CUDA_VISIBLE_DEVICES."""
+    visible: Visible
 
 
 class Listed(NamedTuple):
@@ -45,6 +44,8 @@ class Listed(NamedTuple):
 
     until: float
     devices: Sequence[GpuDevice] | None
+    whole: bool = True
+    """They are all that the host has: their indices are the host's."""
 
 
 class Finder:
@@ -82,24 +83,23 @@ class Finder:
         Raises `InvalidGpuError`, `RedisUnavailableError`, `LockTimeoutError` after a restart, and `NvmlError` where
         NVML is required and not there.
         """
-        wanted = Wanted(gpu_id, mode, nvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        wanted = Wanted(gpu_id, mode, nvml, Visible.here())
         if clock.now() > self._said_at + self.SAY_AGAIN:
             self._said_at = clock.now()
             self._later("aliases", self.restore)
         until, gpu = self._found.get(wanted, (0.0, None))
         if gpu is None or clock.now() >= until or not self._connected():
-            until, devices = await self._devices(wanted)
-            gpu = await self._resolve(wanted, devices, self._aliases.within(patience))
+            listed = await self._devices(wanted)
+            gpu = await self._resolve(wanted, listed, self._aliases.within(patience))
             if len(self._found) >= MOST:
                 self.forget()
-            self._found[wanted] = until, gpu
+            self._found[wanted] = listed.until, gpu
         return gpu
 
     async def look(self, gpu_id: str, mode: Mode, nvml: UseNvml) -> Gpu:
         """The same for somebody who only looks: the first word about a GPU is left to those who lock it."""
-        wanted = Wanted(gpu_id, mode, "off" if nvml == "off" else "auto", os.environ.get("CUDA_VISIBLE_DEVICES"))
-        _, devices = await self._devices(wanted)
-        return await _identify(wanted, devices, self._aliases.reading())
+        wanted = Wanted(gpu_id, mode, "off" if nvml == "off" else "auto", Visible.here())
+        return await _identify(wanted, await self._devices(wanted), self._aliases.reading())
 
     def forget(self) -> None:
         """Redis may restart without its data."""
@@ -132,22 +132,29 @@ class Finder:
             if use == "required":
                 raise NvmlError(error.status, f"gpu_lock.gpu_memory.nvml is 'required': {error}", error.code) from None
             _notice(error)
-            return Listed(clock.now() + (REMEMBER if error.status == "no_nvml" else REMEMBER_TROUBLE), None)
-        return Listed(clock.now() + REMEMBER, devices)
+            return Listed(clock.now() + REMEMBER_TROUBLE, None)
+        return Listed(clock.now() + REMEMBER, devices, numbered_as_the_host(devices))
 
-    async def _resolve(self, wanted: Wanted, devices: Sequence[GpuDevice] | None, aliases: Aliases) -> Gpu:
+    async def _resolve(self, wanted: Wanted, listed: Listed, aliases: Aliases) -> Gpu:
         deadline = clock.now() + self._connect_timeout
         while True:
             try:
-                return await _identify(wanted, devices, aliases)
+                return await _identify(wanted, listed, aliases)
             except RedisUnavailableError:  # it may just be restarting, or refuse writes for a moment
                 if clock.now() + RETRY > deadline:
                     raise
             await asyncio.sleep(RETRY)
 
 
-async def _identify(wanted: Wanted, devices: Sequence[GpuDevice] | None, aliases: Aliases) -> Gpu:
-    identity = await resolve(wanted.gpu_id, mode=wanted.mode, devices=devices, visible=wanted.visible, aliases=aliases)
+async def _identify(wanted: Wanted, listed: Listed, aliases: Aliases) -> Gpu:
+    identity = await resolve(
+        wanted.gpu_id,
+        mode=wanted.mode,
+        devices=listed.devices,
+        visible=wanted.visible,
+        aliases=aliases,
+        whole=listed.whole,
+    )
     place = identity.place
     return Gpu(identity.lock_id, place.uuid, place.index, place.name, place.remote)
 

@@ -1,19 +1,21 @@
 """Which device a GPU id means, and under which key everybody on this host locks it.
 
 NVML's index order and CUDA's differ, and both hang on the environment; a UUID does not change. So an id is resolved to
-a UUID where NVML is there. Where it is not, the name itself is the key: over-exclusion between hosts, never under.
+a UUID where NVML is there. Where it is not, the name itself is the key: over-exclusion between hosts, and within one a
+refusal where two names may be one device.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
 
 from aiogpulock.errors import InvalidGpuError
-from aiogpulock.gpu.aliases import Aliases
+from aiogpulock.gpu.aliases import ONE_NAME, Aliases
 from aiogpulock.gpu.records import GpuDevice
 
 Mode: TypeAlias = Literal["auto", "uuid", "logical"]
@@ -43,57 +45,97 @@ class Identity(msgspec.Struct, frozen=True):
     place: Place
 
 
+class Visible(NamedTuple):
+    """What CUDA is shown, and how it counts."""
+
+    devices: str | None = None
+    """The text of CUDA_VISIBLE_DEVICES; None: it is not set."""
+    by_bus: bool = False
+    """CUDA counts along the PCI bus, as NVML does, and not from the fastest."""
+
+    @classmethod
+    def here(cls) -> Visible:
+        """As this process's environment says."""
+        return cls(os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID")
+
+
 async def resolve(
     gpu_id: str,
     *,
     mode: Mode,
     devices: Sequence[GpuDevice] | None,
-    visible: str | None,
+    visible: Visible,
     aliases: Aliases,
+    whole: bool = True,
 ) -> Identity:
     """Find the device and agree with the others on this host on its key.
 
-    `devices`: from NVML, None without it. `visible`: the text of CUDA_VISIBLE_DEVICES, None if it is not set.
+    `devices`: from NVML, None without it; `whole`: they are all of the host's, so that their indices are its own.
     Raises `InvalidGpuError` where the id means no device, two devices, a GPU in MIG mode, or where this process and
     another one of this host would lock the same device under different keys.
     """
     place = locate(gpu_id, devices, visible, await aliases.uuids() if _needs_known_uuids(gpu_id, devices) else ())
-    if place.uuid is None and place.index is None:
-        return Identity(gpu_id, place)
-    if place.index is not None:
-        named_by_uuid = _UUID_LIKE.fullmatch(gpu_id) is not None
-        return Identity(await _by_index(place.index, place.uuid, mode, aliases, named_by_uuid=named_by_uuid), place)
-    return Identity(await _by_uuid(place.uuid or gpu_id, mode, aliases), place)
+    by_uuid = _UUID_LIKE.fullmatch(gpu_id) is not None
+    match place:
+        case Place(uuid=None, index=None):
+            lock_id = gpu_id
+        case Place(uuid=str(uuid), index=int(index)) if whole or (mode == "logical" and not by_uuid):
+            lock_id = await _by_both(index, uuid, mode, aliases, named_by_uuid=by_uuid)
+        case Place(uuid=str(uuid)):  # a MIG device is no other's index; one that nobody here sees may be
+            lock_id = await _by_uuid(uuid, mode, aliases, linked=whole and devices is not None)
+        case Place(index=int(index)):
+            lock_id = await _by_index(index, mode, aliases)
+    return Identity(lock_id, place)
 
 
-async def _by_index(index: int, uuid: str | None, mode: Mode, aliases: Aliases, *, named_by_uuid: bool) -> str:
-    wanted = uuid if uuid and mode != "logical" else "logical"
-    if mode == "uuid" and uuid is None:
-        fixed = await aliases.look(index)
-    else:
-        fixed = await aliases.fix(index, wanted)
-    if fixed is None:
+async def _by_both(index: int, uuid: str, mode: Mode, aliases: Aliases, *, named_by_uuid: bool) -> str:
+    """Index and UUID are known to be one device: whoever knows only one of them learns the other from here."""
+    known = await aliases.look(uuid)
+    if known not in (None, uuid, str(index)):
+        raise _two_keys(uuid, str(known), str(index))
+    logical = known == str(index) if known is not None else mode == "logical"
+    wanted = "logical" if logical else uuid
+    _check_mode(index, wanted, mode)  # before anything is written
+    fixed = await aliases.fix(str(index), wanted)
+    _check_mode(index, fixed, mode)
+    if fixed not in ("logical", uuid):
+        if named_by_uuid:  # GPUs were numbered anew; a UUID says it all
+            return await _by_uuid(uuid, mode, aliases, linked=True)
+        raise _disagreement(index, f"UUID {fixed}", f"NVML here, which says {uuid}: the order has changed, or differs")
+    lock_id = str(index) if fixed == "logical" else uuid
+    agreed = await aliases.fix(uuid, lock_id)
+    if agreed != lock_id:
+        raise _two_keys(uuid, agreed, lock_id)
+    return lock_id
+
+
+async def _by_index(index: int, mode: Mode, aliases: Aliases) -> str:
+    """An index without NVML."""
+    fixed = await aliases.look(str(index))
+    if fixed is None and mode == "uuid":
         raise InvalidGpuError(
             f"identity 'uuid': without NVML the UUID of GPU {index} is not known here. Lock it by its UUID, "
             "make the driver visible to this process, or use identity 'auto'"
         )
+    if fixed is None:
+        await _agree_on_names("index", f"GPU {index}", aliases)
+        fixed = await aliases.fix(str(index), "logical")
+    _check_mode(index, fixed, mode)
+    return str(index) if fixed == "logical" else fixed
+
+
+def _check_mode(index: int, fixed: str, mode: Mode) -> None:
     if fixed == "logical" and mode == "uuid":
         raise _disagreement(index, "its index (logical)", "identity 'uuid'")
     if fixed != "logical" and mode == "logical":
         raise _disagreement(index, f"UUID {fixed}", "identity 'logical'")
-    if fixed != "logical" and uuid is not None and fixed != uuid:
-        if named_by_uuid:  # a container that was given a part of the GPUs numbers them anew; a UUID says it all
-            return await _by_uuid(uuid, mode, aliases)
-        raise _disagreement(index, f"UUID {fixed}", f"NVML here, which says {uuid}: the order has changed, or differs")
-    lock_id = str(index) if fixed == "logical" else fixed
-    if uuid is not None:
-        await _agree_on_uuid(uuid, lock_id, aliases)
-    return lock_id
 
 
-async def _by_uuid(uuid: str, mode: Mode, aliases: Aliases) -> str:
-    """A UUID whose index is not known here: a MIG device, another host's GPU, or a process without NVML."""
-    lock_id = await aliases.fix_uuid(uuid, uuid)
+async def _by_uuid(uuid: str, mode: Mode, aliases: Aliases, *, linked: bool) -> str:
+    """A UUID whose index on this host is not known. `linked`: it has none: a MIG device, or another host's GPU."""
+    if not linked and await aliases.look(uuid) is None:
+        await _agree_on_names("UUID", uuid, aliases)
+    lock_id = await aliases.fix(uuid, uuid)
     if lock_id != uuid and mode == "uuid":
         raise InvalidGpuError(
             f"{uuid} is locked as GPU {lock_id!r} (logical) by other programs on this host, and identity 'uuid' "
@@ -102,13 +144,26 @@ async def _by_uuid(uuid: str, mode: Mode, aliases: Aliases) -> str:
     return lock_id
 
 
-async def _agree_on_uuid(uuid: str, lock_id: str, aliases: Aliases) -> None:
-    fixed = await aliases.fix_uuid(uuid, lock_id)
-    if fixed != lock_id:
+async def _agree_on_names(name: Literal["index", "UUID"], gpu: str, aliases: Aliases) -> None:
+    """Programs that know one name of a GPU alone all use the same kind of name on this host; the first decides.
+
+    That GPU 0 and GPU-5f2a… are one device, nobody could tell them.
+    """
+    agreed = await aliases.fix(ONE_NAME, name)
+    if agreed != name:
         raise InvalidGpuError(
-            f"GPU {uuid} is locked as {fixed!r} by a program on this host that named its UUID without NVML, and as "
-            f"{lock_id!r} by others: they would not exclude each other. Name the GPU in one way, or give all NVML"
+            f"{gpu}: programs on this host have locked GPUs by {agreed} alone, without knowing more of them, and here "
+            f"the {name} alone is known (no NVML, or a container that sees some of the host's GPUs): if both mean "
+            "one device, they would not exclude each other. Name GPUs by UUID in all of them, or let one program "
+            "with NVML that sees all GPUs lock this one first"
         )
+
+
+def _two_keys(uuid: str, theirs: str, ours: str) -> InvalidGpuError:
+    return InvalidGpuError(
+        f"GPU {uuid} is locked as {theirs!r} by other programs on this host, and would be locked as {ours!r} here: "
+        "they would not exclude each other. Name the GPU in one way, or give all of them NVML"
+    )
 
 
 def _disagreement(index: int, theirs: str, ours: str) -> InvalidGpuError:
@@ -132,7 +187,7 @@ def _needs_known_uuids(gpu_id: str, devices: Sequence[GpuDevice] | None) -> bool
 
 
 def locate(
-    gpu_id: str, devices: Sequence[GpuDevice] | None, visible: str | None, known_uuids: Sequence[str] = ()
+    gpu_id: str, devices: Sequence[GpuDevice] | None, visible: Visible, known_uuids: Sequence[str] = ()
 ) -> Place:
     """What an id means here. `known_uuids`: what other processes of this host said, for a prefix without NVML."""
     if _INDEX.fullmatch(gpu_id):
@@ -183,15 +238,30 @@ def _at_uuid(prefix: str, devices: Sequence[GpuDevice] | None, known_uuids: Sequ
     return Place(uuids[0])
 
 
-def _visible_place(number: int, devices: Sequence[GpuDevice] | None, visible: str | None) -> Place:
-    if visible is None:
+def _visible_place(number: int, devices: Sequence[GpuDevice] | None, visible: Visible) -> Place:
+    if visible.devices is None:
+        _check_order(number, devices, visible)
         return _at_index(number, devices)
-    places = visible_places(visible, devices)
+    places = visible_places(visible.devices, devices)
     if number >= len(places):
         raise InvalidGpuError(
-            f"'cuda:{number}' does not exist: CUDA_VISIBLE_DEVICES={visible!r} shows {len(places)} device(s) here"
+            f"'cuda:{number}' does not exist: CUDA_VISIBLE_DEVICES={visible.devices!r} shows {len(places)} device(s) "
+            "here"
         )
+    if _INDEX.fullmatch(visible.devices.split(",")[number].strip()):
+        _check_order(number, devices, visible)
     return places[number]
+
+
+def _check_order(number: int, devices: Sequence[GpuDevice] | None, visible: Visible) -> None:
+    """CUDA counts GPUs of one model as NVML does; of several models, only if it is told to."""
+    models = sorted({device.name for device in devices or () if device.index is not None and device.name})
+    if len(models) > 1 and not visible.by_bus:
+        raise InvalidGpuError(
+            f"which GPU 'cuda:{number}' is cannot be told here: this host has {_listed(models)}, and CUDA counts from "
+            "the fastest, NVML along the bus. Set CUDA_DEVICE_ORDER=PCI_BUS_ID for this program, or name the GPU by "
+            "its UUID (nvidia-smi -L lists them)"
+        )
 
 
 def visible_places(visible: str, devices: Sequence[GpuDevice] | None) -> list[Place]:
@@ -202,7 +272,7 @@ def visible_places(visible: str, devices: Sequence[GpuDevice] | None) -> list[Pl
             break
         if not _exists(entry, devices):
             break
-        place = locate(entry, devices, None)
+        place = locate(entry, devices, Visible())
         if place in places:
             return []  # CUDA shows no device at all then
         places.append(place)

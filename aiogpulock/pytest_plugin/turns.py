@@ -7,7 +7,6 @@ or closes, can lose one.
 from __future__ import annotations
 
 import asyncio
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from aiogpulock.config import GpuMemorySettings
 from aiogpulock.default import PerLoop
 from aiogpulock.errors import GpuLockError, InvalidGpuError
 from aiogpulock.gpu import nvml
-from aiogpulock.gpu.identity import locate
+from aiogpulock.gpu.identity import Visible, locate
 from aiogpulock.gpu.memory import MemoryReport
 from aiogpulock.gpu.records import NvmlError
 from aiogpulock.lock import GpuLock
@@ -73,7 +72,7 @@ class Turns:
         if not devices:
             return "no GPU here: the NVIDIA driver lists none"
         try:
-            place = locate(gpu_id, devices, os.environ.get("CUDA_VISIBLE_DEVICES"))
+            place = locate(gpu_id, devices, Visible.here())
         except InvalidGpuError as error:
             return str(error)
         return f"{gpu_id} is a GPU of another host" if place.remote else ""

@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from aiogpulock import GpuLockManager, admission
-from aiogpulock.gpu import footprint
+from aiogpulock.gpu import footprint, numbering
 from aiogpulock.gpu.nvml import shared
 from tests.gpu.processes import Told
 from tests.helpers import wait_until
@@ -35,6 +35,7 @@ def sim(driver_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("NVML_SIM_STATE", str(simulation.path))
     monkeypatch.setenv("AIOGPULOCK_NVML_PIDS", "same")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(numbering, "BOUND", tmp_path / "no sysfs")
     footprint._footprints.clear()
     admission._blind.clear()
     yield simulation

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from aiogpulock import GpuLockError, GpuLockManager, Lease, clock
+from aiogpulock.gpu import numbering
 from tests.nvml_sim import Simulation
 
 
@@ -88,4 +89,5 @@ async def main(url: str, settings: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    numbering.BOUND = Path("/nonexistent")  # a machine with real GPUs does not change what the simulated ones mean
     asyncio.run(main(sys.argv[1], json.loads(sys.argv[2])))

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from pathlib import Path
 
 from aiogpulock import GpuLockManager, clock
+from aiogpulock.gpu import numbering
 from aiogpulock.gpu.aliases import Aliases
 from aiogpulock.gpu.finder import Finder
 from aiogpulock.gpu.nvml import shared
@@ -36,4 +38,5 @@ async def main(url: str) -> None:
 
 
 if __name__ == "__main__":
+    numbering.BOUND = Path("/nonexistent")  # a machine with real GPUs does not change what the simulated ones mean
     asyncio.run(main(sys.argv[1]))

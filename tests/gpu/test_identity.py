@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aiogpulock.errors import InvalidGpuError
 from aiogpulock.gpu.aliases import Aliases
-from aiogpulock.gpu.identity import Mode, locate, resolve, visible_places
+from aiogpulock.gpu.identity import Mode, Visible, locate, resolve, visible_places
+from aiogpulock.gpu.numbering import numbered_as_the_host
 from aiogpulock.gpu.records import GpuDevice
 from aiogpulock.redis_client import RedisClient
 from tests.nvml_sim import uuid
@@ -35,9 +37,16 @@ def aliases(client: RedisClient) -> Aliases:
 
 
 async def key(
-    aliases: Aliases, gpu_id: str, devices: Any = TWO, mode: Mode = "auto", visible: str | None = None
+    aliases: Aliases,
+    gpu_id: str,
+    devices: Any = TWO,
+    mode: Mode = "auto",
+    visible: Visible | str | None = None,
+    *,
+    whole: bool = True,
 ) -> str:
-    return (await resolve(gpu_id, mode=mode, devices=devices, visible=visible, aliases=aliases)).lock_id
+    seen = visible if isinstance(visible, Visible) else Visible(visible)
+    return (await resolve(gpu_id, mode=mode, devices=devices, visible=seen, aliases=aliases, whole=whole)).lock_id
 
 
 @pytest.mark.parametrize(
@@ -62,7 +71,7 @@ async def test_ids_mean_devices(aliases: Aliases, gpu_id: str, visible: str | No
 
 
 async def test_the_identity_tells_uuid_index_and_model(aliases: Aliases) -> None:
-    found = await resolve("cuda:0", mode="auto", devices=TWO, visible="1", aliases=aliases)
+    found = await resolve("cuda:0", mode="auto", devices=TWO, visible=Visible("1"), aliases=aliases)
     assert (found.place.uuid, found.place.index, found.place.name) == (B, 1, "H100")
 
 
@@ -86,7 +95,45 @@ def test_an_invalid_entry_cuts_the_visible_list(visible: str, count: int) -> Non
 )
 def test_an_id_that_means_no_device_says_which_there_are(gpu_id: str, visible: str | None, text: str) -> None:
     with pytest.raises(InvalidGpuError, match=text.replace("(", r"\(")):
-        locate(gpu_id, TWO, visible)
+        locate(gpu_id, TWO, Visible(visible))
+
+
+UNLIKE = (GpuDevice(A, 0, "T4"), GpuDevice(B, 1, "H100"))
+
+
+@pytest.mark.parametrize(
+    ("gpu_id", "visible", "expected"),
+    [
+        ("cuda:0", Visible(), None),
+        ("cuda:1", Visible("0,1"), None),
+        ("cuda:0", Visible(by_bus=True), A),
+        ("cuda:0", Visible("1,0", by_bus=True), B),
+        ("cuda:0", Visible(f"{B},0"), B),
+        ("cuda:1", Visible(f"{B},0"), None),
+        ("0", Visible(), A),
+    ],
+)
+async def test_of_several_models_cuda_names_mean_something_only_along_the_bus(
+    aliases: Aliases, gpu_id: str, visible: Visible, expected: str | None
+) -> None:
+    if expected is not None:
+        assert await key(aliases, gpu_id, UNLIKE, visible=visible) == expected
+        return
+    with pytest.raises(
+        InvalidGpuError, match=f"which GPU '{gpu_id}' is .* H100 and T4.* Set CUDA_DEVICE_ORDER=PCI_BUS"
+    ):
+        await key(aliases, gpu_id, UNLIKE, visible=visible)
+
+
+def test_the_environment_says_what_cuda_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    assert Visible.here() == Visible(None, by_bus=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    assert Visible.here() == Visible("1", by_bus=False)
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    assert Visible.here() == Visible("1", by_bus=True)
 
 
 async def test_a_gpu_in_mig_mode_is_refused_and_its_devices_are_not(aliases: Aliases) -> None:
@@ -98,7 +145,7 @@ async def test_a_gpu_in_mig_mode_is_refused_and_its_devices_are_not(aliases: Ali
 
 async def test_the_uuid_of_another_host_is_locked_and_known_as_remote(aliases: Aliases) -> None:
     other = uuid(9)
-    found = await resolve(other, mode="auto", devices=TWO, visible=None, aliases=aliases)
+    found = await resolve(other, mode="auto", devices=TWO, visible=Visible(), aliases=aliases)
     assert (found.lock_id, found.place.remote) == (other, True)
 
 
@@ -111,29 +158,45 @@ async def test_a_beginning_of_a_uuid_is_completed_without_nvml_from_what_others_
 
 # one key per device and host
 
-WAYS: list[tuple[str, Any]] = [("0", TWO), ("0", NO_NVML), (A, TWO), ("cuda:0", TWO), ("cuda:0", NO_NVML), (A, NO_NVML)]
+POD_A, POD_B = (GpuDevice(A, 0, "H100"),), (GpuDevice(B, 0, "H100"),)
+WAYS: list[tuple[str, Any, bool, str]] = [
+    ("0", TWO, True, A),
+    ("0", NO_NVML, True, A),
+    ("cuda:0", NO_NVML, True, A),
+    (A, TWO, True, A),
+    (A, NO_NVML, True, A),
+    ("0", POD_A, False, A),
+    ("1", TWO, True, B),
+    ("1", NO_NVML, True, B),
+    ("0", POD_B, False, B),
+    (B, POD_B, False, B),
+]
+"""Id, what NVML lists, whether that is the whole host, and the device that is really meant."""
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(range(len(WAYS)), 3)))
-async def test_processes_with_and_without_nvml_meet_at_one_key_or_are_refused(
-    aliases: Aliases, order: tuple[int, ...]
+async def test_programs_that_see_all_some_or_no_gpus_meet_at_one_key_per_device_or_are_refused(
+    client: RedisClient,
 ) -> None:
-    keys, refusals = set(), []
-    unrelated = {WAYS[number] for number in order if WAYS[number][1] is NO_NVML}
-    for number in order:
-        try:
-            keys.add(await key(aliases, *WAYS[number]))
-        except InvalidGpuError as error:
-            refusals.append(str(error))
+    refusals: list[str] = []
+    for number, order in enumerate(itertools.permutations(WAYS, 3)):
+        aliases = Aliases(client.execute_many, "gpu_lock", f"boot {number}")
+        keys: dict[str, str] = {}
+        for gpu_id, devices, whole, device in order:
+            try:
+                found = await key(aliases, gpu_id, devices, whole=whole)
+            except InvalidGpuError as error:
+                refusals.append(str(error))
+                continue
+            assert keys.setdefault(device, found) == found, order
+        assert len(set(keys.values())) == len(keys), order
     assert all("would not exclude each other" in text for text in refusals)
-    # That an index and a UUID are one device, nobody knows while no process with NVML has named it.
-    assert len(keys) <= 1 or len(unrelated) >= 2
+    assert len(refusals) < number, "most fit together"
 
 
 async def test_all_at_once_meet_at_one_key_in_every_round(client: RedisClient) -> None:
     for number in range(100):
         aliases = Aliases(client.execute_many, "gpu_lock", f"boot {number}")
-        ways = [WAYS[turn % 2] for turn in range(4)]
+        ways = [WAYS[turn % 2][:2] for turn in range(4)]
         keys = await asyncio.gather(*(key(aliases, *way) for way in ways))
         assert len(set(keys)) == 1
 
@@ -152,7 +215,7 @@ async def test_another_boot_is_another_host(client: RedisClient, aliases: Aliase
         (("0", NO_NVML, "auto"), (A, TWO, "uuid"), "identity 'uuid'"),
         (("0", TWO, "auto"), ("0", (GpuDevice(B, 0, "H100"),), "auto"), "the order has changed"),
         (("0", TWO, "logical"), (A, NO_NVML, "uuid"), "would lock it by its UUID"),
-        ((A, NO_NVML, "auto"), ("0", TWO, "logical"), "named its UUID without NVML"),
+        ((A, NO_NVML, "auto"), ("0", TWO, "logical"), "identity 'logical'"),
     ],
 )
 async def test_processes_that_would_disagree_are_refused(
@@ -163,14 +226,69 @@ async def test_processes_that_would_disagree_are_refused(
         await key(aliases, *second)
 
 
-async def test_a_container_that_numbers_its_gpus_anew_meets_the_host_by_uuid(aliases: Aliases) -> None:
-    assert await key(aliases, "0") == A
-    its_own = (GpuDevice(B, 0, "H100"),)
-    assert await key(aliases, B, its_own) == B
-    assert await key(aliases, "GPU-a0000001", its_own) == B
+async def test_containers_with_a_gpu_each_lock_what_they_have_and_number_nothing_for_the_host(
+    client: RedisClient, aliases: Aliases
+) -> None:
+    for pod, device in ((POD_A, A), (POD_B, B)):
+        for gpu_id in ("0", "cuda:0", device):
+            assert await key(aliases, gpu_id, pod, whole=False) == device
+    assert not await client.execute("HEXISTS", "{gpu_lock}:alias:boot", "0")
     assert await key(aliases, "1") == B
-    with pytest.raises(InvalidGpuError, match="or name the GPU by its UUID"):
-        await key(aliases, "0", its_own)
+    assert await key(aliases, "1", NO_NVML) == B, "the host has said which that is"
+    with pytest.raises(InvalidGpuError, match=r"GPU 0: programs on this host have locked GPUs by UUID alone"):
+        await key(aliases, "0", NO_NVML)
+    assert await key(aliases, "0") == A
+    assert await key(aliases, "0", NO_NVML) == A
+
+
+async def test_a_container_beside_a_program_that_knows_numbers_alone_is_refused_until_somebody_knows_both(
+    aliases: Aliases,
+) -> None:
+    assert await key(aliases, "1", NO_NVML) == "1"
+    for gpu_id, devices in (("0", POD_B), (B, POD_B), (B, NO_NVML)):
+        with pytest.raises(InvalidGpuError, match=rf"{B}: programs on this host have locked GPUs by index alone"):
+            await key(aliases, gpu_id, devices, whole=False)
+    assert await key(aliases, "1") == "1"
+    assert await key(aliases, "0", POD_B, whole=False) == "1"
+
+
+async def test_identity_logical_in_a_container_locks_the_number_that_it_has(aliases: Aliases) -> None:
+    for pod in (POD_A, POD_B):
+        assert await key(aliases, "0", pod, "logical", whole=False) == "0"
+    with pytest.raises(InvalidGpuError, match="is locked as '0' by other programs"):
+        await key(aliases, "1")
+    assert await key(aliases, "0") == "0"
+
+
+async def test_a_refused_program_has_numbered_nothing(client: RedisClient, aliases: Aliases) -> None:
+    assert await key(aliases, B, NO_NVML) == B
+    with pytest.raises(InvalidGpuError, match="identity 'logical'"):
+        await key(aliases, "0", POD_B, "logical", whole=False)
+    assert await key(aliases, "0") == A
+
+
+async def test_a_mig_device_and_another_hosts_gpu_are_no_number_of_this_host(aliases: Aliases) -> None:
+    assert await key(aliases, "1", NO_NVML) == "1"
+    assert await key(aliases, MIG, WITH_MIG) == MIG
+    assert await key(aliases, uuid(9)) == uuid(9)
+
+
+@pytest.mark.parametrize(
+    ("entries", "whole"),
+    [
+        (["0000:17:00.0", "0000:65:00.0", "bind", "module", "new_id"], True),
+        (["0000:17:00.0", "0000:65:00.0", "00010000:ca:00.0"], False),
+        ([], True),
+        (None, True),
+    ],
+)
+def test_sysfs_tells_whether_gpus_are_hidden(tmp_path: Path, entries: list[str] | None, whole: bool) -> None:
+    bound = tmp_path / "nvidia"
+    for entry in entries or []:
+        (bound / entry).mkdir(parents=True)
+    if entries == []:
+        bound.mkdir()
+    assert numbered_as_the_host((*TWO, GpuDevice(MIG, None, "MIG", parent=A)), bound) == whole
 
 
 async def test_identity_uuid_without_nvml_needs_somebody_who_knows(aliases: Aliases) -> None:

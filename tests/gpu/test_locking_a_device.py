@@ -14,8 +14,8 @@ import pytest
 import redis
 
 from aiogpulock import GpuLockManager, InvalidGpuError, LockTimeoutError, NestedLockError, clock
-from aiogpulock.gpu import finder
-from aiogpulock.gpu.aliases import alias_key
+from aiogpulock.gpu import finder, numbering
+from aiogpulock.gpu.aliases import ONE_NAME, alias_key
 from aiogpulock.gpu.records import Gpu, NvmlError
 from aiogpulock.liveness import boot_id
 from tests.gpu.processes import Told
@@ -130,6 +130,17 @@ async def test_without_nvml_the_index_is_the_name_and_one_notice_says_so(
     assert "the NVIDIA driver is not loaded" in notices[0]
 
 
+async def test_in_a_container_that_sees_some_gpus_a_number_is_its_own(
+    gpu_manager: GpuLockManager, redis_cleanup: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(8):
+        (tmp_path / f"0000:{number}7:00.0").mkdir()
+    monkeypatch.setattr(numbering, "BOUND", tmp_path)
+    async with gpu_manager.lock(0) as lease:
+        assert lease.gpu == Gpu(uuid(0), uuid(0), 0, "Simulated GPU")
+    assert redis_cleanup.hgetall(ALIASES) == {uuid(0): uuid(0), ONE_NAME: "UUID"}
+
+
 async def test_a_free_name_asks_no_driver(gpu_manager: GpuLockManager, sim: Simulation) -> None:
     async with gpu_manager.lock("my-box") as lease:
         assert (lease.gpu, lease.key) == (Gpu("my-box"), "gpu_lock:my-box")
@@ -137,10 +148,12 @@ async def test_a_free_name_asks_no_driver(gpu_manager: GpuLockManager, sim: Simu
     assert sim.call("init").count == 0
 
 
+@pytest.mark.parametrize("code", [999, 9, 12])
 async def test_a_driver_that_did_not_answer_is_asked_again_after_a_minute_and_meanwhile_nobody_waits_for_it(
-    gpu_manager: GpuLockManager, sim: Simulation
+    gpu_manager: GpuLockManager, sim: Simulation, code: int
 ) -> None:
-    sim.call("count").error = 999
+    """Nor is one that was not there: a driver may be loaded, or its container made ready, later than a service."""
+    sim.call("count").error = code
     for _ in range(3):
         async with gpu_manager.lock(0) as lease:
             assert lease.gpu.uuid is None
