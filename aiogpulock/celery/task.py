@@ -6,6 +6,7 @@ import functools
 import inspect
 import logging
 import secrets
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ from celery import Task, current_task
 from celery.exceptions import Retry, TaskPredicate
 
 from aiogpulock import sync
-from aiogpulock.celery.pool import announce
+from aiogpulock.celery.pool import announce, declared_failed
+from aiogpulock.celery.refusal import refused_in_one_line
 from aiogpulock.errors import GpuLockError
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,19 @@ def gpu_lock(gpu_id: int | str = 0, **options: Any) -> Callable[[Callable[P, R]]
     Raises:
         InvalidGpuError, ConfigError, TypeError: at once.
     """
+    caller = sys._getframe(1)
+    place = f"{caller.f_code.co_filename}:{caller.f_lineno}"
+    with refused_in_one_line(place):
+        under_lock = _under_lock(gpu_id, **options)
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        with refused_in_one_line(place):
+            return under_lock(function)
+
+    return decorate
+
+
+def _under_lock(gpu_id: int | str = 0, **options: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
     if "task_name" in options:
         raise TypeError("a Celery task is shown as the holder by its own name and id: leave task_name out")
     lock = sync.gpu_lock(gpu_id, **options)
@@ -72,10 +87,12 @@ class GpuTask(Task):  # type: ignore[misc]
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         run = cls.__dict__.get("run")
-        if isinstance(run, staticmethod):  # what `@app.task` makes of a function, unless it is bound
-            cls.run = staticmethod(gpu_lock(**cls.gpu_lock)(run.__func__))
-        elif run is not None:
-            cls.run = gpu_lock(**cls.gpu_lock)(run)
+        if run is None:
+            return
+        with refused_in_one_line(f"task {cls.name or cls.__qualname__}"):
+            under_lock = _under_lock(**cls.gpu_lock)
+            # What `@app.task` makes of a function is static, unless it is bound.
+            cls.run = staticmethod(under_lock(run.__func__)) if isinstance(run, staticmethod) else under_lock(run)
 
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         """Celery calls this after a failure. Whatever the task still holds in this process is released."""
@@ -117,7 +134,7 @@ def _hold(gpu_id: Any, options: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        lease.leave(_reason_for(error), error)
+        lease.leave(_reason_for(error, task_id), error)
         raise
     else:
         lease.leave("normal", None)
@@ -126,9 +143,10 @@ def _hold(gpu_id: Any, options: Mapping[str, Any]) -> Iterator[None]:
         _thread.lease = outer
 
 
-def _reason_for(error: BaseException) -> str:
+def _reason_for(error: BaseException, task_id: str) -> str:
     if isinstance(error, Retry):
         return "exception"
     if isinstance(error, TaskPredicate):  # Ignore, Reject: said by the task itself
         return "normal"
-    return "task_failure" if isinstance(error, Exception) else "cancelled"
+    # SIGTERM ends a task that was revoked, one whose hard time limit is over, and all of them at a cold shutdown.
+    return "task_failure" if isinstance(error, Exception) or declared_failed(task_id) else "cancelled"

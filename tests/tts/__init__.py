@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+import psutil
 import redis
 from celery import Celery
 
@@ -78,6 +79,15 @@ class TtsWorker:
     @property
     def ended(self) -> bool:
         return self._process.poll() is not None
+
+    def watches(self) -> list[psutil.Process]:
+        """Its death watch, which is a child of the main process."""
+        found = []
+        for child in psutil.Process(self._process.pid).children():
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                if "aiogpulock.death_watch" in child.cmdline():
+                    found.append(child)
+        return found
 
     def signal(self, signum: signal.Signals) -> None:
         """To the main process alone."""
