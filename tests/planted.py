@@ -15,20 +15,26 @@ class Edit(NamedTuple):
 
 
 class Mutant(NamedTuple):
-    """A planted bug, and the name of what must notice it. `known`: which of `KNOWN` it is."""
+    """A planted bug, and the name of what must notice it. `known`: which of `KNOWN` it is.
+
+    `fails`: the bug is that something falls over, as a user would see it. Else that is no evidence.
+    """
 
     name: str
     killer: str
     edits: tuple[Edit, ...]
     known: tuple[str, ...] = ()
+    fails: bool = False
 
 
 class Verdict(NamedTuple):
-    """`evidence`: what the killer noticed; "" if the bug survived."""
+    """`evidence`: what the killer noticed; "" if the bug survived. `refused`: what is no evidence, if there was only
+    that: code that a badly planted bug broke proves nothing about the killer."""
 
     mutant: Mutant
     evidence: str
     seconds: float
+    refused: str = ""
 
     @property
     def killed(self) -> bool:
@@ -72,11 +78,12 @@ def plant(text: str, edits: tuple[Edit, ...], whose: str) -> str:
 def matrix(verdicts: list[Verdict]) -> str:
     """One line for each bug: killed or not, how it is known, by what, on which evidence."""
     lines = [f"{'':9}{'bug':74}{'known as':36}{'killed by'}"]
-    for mutant, evidence, seconds in verdicts:
+    for mutant, evidence, seconds, refused in verdicts:
         killer = mutant.killer.removeprefix("tests/unit/")
-        lines.append(f"{'killed' if evidence else 'SURVIVED':9}{mutant.name:74}{', '.join(mutant.known):36}{killer}")
-        lines.append(f"{'':9}{seconds:4.0f} s  {evidence}")
-    survived = sum(not verdict.killed for verdict in verdicts)
+        word = "killed" if evidence else "REFUSED" if refused else "SURVIVED"
+        lines.append(f"{word:9}{mutant.name:74}{', '.join(mutant.known):36}{killer}")
+        lines.append(f"{'':9}{seconds:4.0f} s  {evidence or refused}")
+    survived = sum(not verdict.killed for verdict in verdicts)  # those whose evidence was refused too
     known = {name for mutant, *_ in verdicts for name in mutant.known}
     lines.append(
         f"\n{len(verdicts)} planted bugs, {len(verdicts) - survived} killed, {survived} survived; "

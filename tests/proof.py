@@ -1,7 +1,7 @@
 """``python -m tests.proof``: everything that shows the protocol to be right, one part after the other.
 
 ``--ci`` runs the share of continuous integration; the tests that belong to it are in its test stage. ``--only PART``
-runs one part. Ends with 1 if any part failed.
+runs one part. Ends with 1 if any part failed; the last lines of each such part are printed again at the end.
 """
 
 from __future__ import annotations
@@ -10,8 +10,13 @@ import argparse
 import subprocess
 import sys
 import time
+from collections import deque
+from typing import NamedTuple
 
 from tests.workers import ROOT
+
+TAIL = 40
+"""Lines of a failed part that are printed again."""
 
 TESTS = (
     "-m",
@@ -45,6 +50,44 @@ WHOLE: dict[str, tuple[str, ...]] = {
 }
 
 
+class Part(NamedTuple):
+    """How one part ended."""
+
+    name: str
+    code: int
+    seconds: float
+    tail: tuple[str, ...]
+
+
+def run(name: str, command: tuple[str, ...]) -> Part:
+    """Run one part, and pass on what it says as it comes."""
+    print(f"== {name}: python {' '.join(command)}", flush=True)
+    started, tail = time.monotonic(), deque[str](maxlen=TAIL)
+    with subprocess.Popen(
+        [sys.executable, "-u", *command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            tail.append(line.rstrip("\n"))
+    return Part(name, process.returncode, time.monotonic() - started, tuple(tail))
+
+
+def summary(parts: list[Part]) -> str:
+    """What failed once more, then one line for each part."""
+    lines = [line for part in parts if part.code for line in (f"== the end of {part.name}", *part.tail)]
+    lines += ["== proof"]
+    lines += [
+        f"{f'failed ({part.code})' if part.code else 'passed':11} {part.seconds:6.0f} s  {part.name}" for part in parts
+    ]
+    return "\n".join(lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.proof", description=__doc__)
     parser.add_argument("--ci", action="store_true", help="the share of continuous integration")
@@ -52,17 +95,10 @@ def main() -> int:
     arguments = parser.parse_args()
     parts = CI if arguments.ci else WHOLE
     if arguments.only:
-        parts = {arguments.only: parts[arguments.only]}
-    results = []
-    for name, command in parts.items():
-        print(f"== {name}: python {' '.join(command)}", flush=True)
-        started = time.monotonic()
-        code = subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode
-        results.append((name, code, time.monotonic() - started))
-    print("== proof")
-    for name, code, seconds in results:
-        print(f"{'failed' if code else 'passed'} {seconds:6.0f} s  {name}")
-    return 1 if any(code for _, code, _ in results) else 0
+        parts = {arguments.only: {**WHOLE, **parts}[arguments.only]}
+    ended = [run(name, command) for name, command in parts.items()]
+    print(summary(ended))
+    return 1 if any(part.code for part in ended) else 0
 
 
 if __name__ == "__main__":

@@ -11,6 +11,9 @@ from tests.faults.arena import Arena, Stuck
 from tests.faults.fault import Fault
 from tests.faults.judge import Message
 
+ENOUGH = 3
+"""Violations after which a fault is not tried further."""
+
 
 @dataclass
 class Result:
@@ -67,6 +70,8 @@ def _run_cycles(fault: Fault, arena: Arena, numbers: range, seed: int, result: R
             result.cycles += 1
             arena.begin_cycle(number, f"{seed}/{fault.name}/{number}")
             result.recoveries.append(fault.cycle(arena))
+            if len(arena.violations) >= ENOUGH:
+                break
     except Stuck as stuck:
         arena.violated(f"lost wake-up: {stuck}")
     except Exception:  # nothing else of the campaign is to be lost with it

@@ -15,6 +15,20 @@ from tests.workers import ROOT
 
 CYCLES = 12
 
+FELL_OVER = (
+    "before any fault",
+    "never started",
+    "fell over",
+    "could not be tried",
+    "broken: ",
+    "SyntaxError",
+    "ImportError",
+    "NameError",
+    "AttributeError",
+    "UnboundLocalError",
+)
+"""Signs that the planted bug broke the program before the killer could notice anything."""
+
 
 def judge(mutant: Mutant) -> Verdict:
     """Run the killer against the planted bug."""
@@ -24,7 +38,8 @@ def judge(mutant: Mutant) -> Verdict:
         for file, text in planted(mutant).items():
             (tree / "aiogpulock" / file).write_text(text)
         evidence = hunt(mutant.killer, tree)
-    return Verdict(mutant, evidence, time.monotonic() - started)
+    refused = evidence if not mutant.fails and any(sign in evidence for sign in FELL_OVER) else ""
+    return Verdict(mutant, "" if refused else evidence[:110], time.monotonic() - started, refused)
 
 
 def control(killer: str) -> str:
@@ -66,10 +81,11 @@ def hunt(killer: str, tree: Path) -> str:
         timeout=600,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith((f"{killer}: ", "FAILED", "ERROR"))]
-    lines.sort(key=lambda line: line.startswith("ERROR"))  # a fixture's complaint is the weaker evidence
+    # A fixture's complaint is the weaker evidence, and that of a program that fell over the weakest.
+    lines.sort(key=lambda line: (any(sign in line for sign in FELL_OVER), line.startswith("ERROR")))
     if done.returncode not in (0, 1):
         raise RuntimeError(f"{killer} could not run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
     assert done.returncode == 0 or lines, f"{killer} fell over: {done.stdout[-2000:]}{done.stderr[-2000:]}"
     if done.returncode == 0:
         return ""
-    return lines[0].removeprefix(f"{killer}: ").removeprefix("FAILED tests/unit/")[:110]
+    return lines[0].removeprefix(f"{killer}: ").removeprefix("FAILED tests/unit/")

@@ -136,7 +136,7 @@ class Restart(Disturbance):
     def disturb(self, arena: Arena, victim: ForkedWorker, entry: Message) -> float:
         blocked_at = clock.now()
         if self.blocked:
-            victim.tell("block", seconds=1.5)
+            victim.tell("block", seconds=self.settings["restart_grace"] + 0.7)
         if self.data == "old":
             arena.server.kill()
             arena.server.start()
@@ -155,7 +155,8 @@ def _restarts() -> list[type[Fault]]:
     holders: dict[str, tuple[str, dict[str, Any]]] = {
         "event": ("", {}),
         "poll": (", the programs poll", {"use_event_driven": False}),
-        "blocked": (", the holder's loop is blocked", {}),
+        # until the grace is over: its guard, which looks each tenth of a second, must re-assert
+        "blocked": (", the holder's loop is blocked", {"restart_grace": 1.2}),
     }
     for state, with_what in data.items():
         for holder, (whose, settings) in holders.items():

@@ -120,13 +120,20 @@ MUTANTS = (
         ("redisson#5698",),
     ),
     Mutant(
-        "EVALSHA without EVAL behind it",
+        "no EVAL behind the EVALSHA of a script that ran before",
         "script-flush",
         (
             Edit(
                 "scripts.py",
                 "            reply = await self._eval(name, keys, terms, arguments)\n            if isinstance",
-                "            raise\n            if isinstance",
+                "            if name in vars(self).get('ran', ()):\n                raise\n"
+                "            reply = await self._eval(name, keys, terms, arguments)\n            if isinstance",
+            ),
+            Edit(
+                "scripts.py",
+                "            reply = await self._client.execute(*self._command(name, keys, terms, arguments))\n",
+                "            reply = await self._client.execute(*self._command(name, keys, terms, arguments))\n"
+                "            vars(self).setdefault('ran', set()).add(name)\n",
             ),
         ),
     ),

@@ -21,7 +21,7 @@ from tests.model.normal import (
     to_number,
     to_rank,
 )
-from tests.model.runner import ScriptRunner
+from tests.model.runner import ScriptFailed, ScriptRunner
 from tests.model.store import Session
 
 REFUSED_WRITE = "READONLY You can't write against a read only replica."
@@ -164,7 +164,7 @@ class Caller:
         script = "reap" if call.name in ("force", "expire") else call.name
         outcome = self.runner.run(script, self._arguments(call), session)
         if outcome.error and outcome.error != REFUSED_WRITE:
-            raise AssertionError(f"{call}: the script failed: {outcome.error}")
+            raise ScriptFailed(f"{call}: {outcome.error}")
         after = self.forms.from_session(session.data, session.started_ms)
         notes = tuple(note for m in outcome.messages if m.receivers for note in self._notes(m.channel, m.payload))
         granted = after.holder is not None and after.holder.token >= NEW

@@ -6,13 +6,13 @@ import gc
 import resource
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from tests.model.configs import Config
 from tests.model.normal import POLL_SLACK, State
 from tests.model.rules import Rules
-from tests.model.worlds import DEAD, FINISHED, IDLE, WAIT, World, name
+from tests.model.worlds import DEAD, FINISHED, IDLE, SEATED, WAIT, World, name
 
 _FORCED = 4
 """The prelude's OUTCOME_CODE.forced."""
@@ -147,7 +147,7 @@ class Explorer:
     def _seat_lost(self, world: World, state: State) -> str:
         """A waiter that is not late for its check has its seat."""
         for index, client in enumerate(world.clients):
-            if client.phase == WAIT and client.flag and client.timer:
+            if client.phase == WAIT and client.flag == SEATED and client.timer:
                 seat = f"{name(index)}{client.turn}"
                 holds = state.holder and state.holder.id == seat and state.holder.phase == "held"
                 if (
@@ -191,30 +191,21 @@ class Explorer:
         return f"the lease of {state.holder.id} is over, and nobody is going to look"
 
     def _left_behind(self, world: World, state: State) -> str:
-        """When all is over, nothing stays but what belonged to the dead, whom nobody may have missed yet."""
+        """When all is over, nothing stays but what belonged to the dead, whom nobody may have missed yet, and what came
+        back: an end was forgotten with the data, and then an old copy or a delayed acquire brought its id again."""
         if world.notes or world.flights or any(c.phase not in (FINISHED, IDLE, DEAD) for c in world.clients):
             return ""
-        if self._came_after_its_end(world, state):
-            return ""
-        dead = {f"{name(index)}{c.turn}" for index, c in enumerate(world.clients) if c.phase == DEAD}
-        holds = state.holder is not None and state.holder.id not in dead
-        queued = [seat for seat, _ in state.queue if seat not in dead]
+        ended = {one for one, _ in state.done}
+        if returned := [one for one in world.back if one in ended]:
+            return f"{returned[0]} is there although its end is known"
+        gone = {f"{name(index)}{c.turn}" for index, c in enumerate(world.clients) if c.phase == DEAD} | {*world.back}
+        holds = state.holder is not None and state.holder.id not in gone
+        queued = [seat for seat, _ in state.queue if seat not in gone]
         ours = state.lock if not state.foreign and (state.holder is None or holds) else None
         waiters = state.inboxes if not state.queue else ()
         parts = {"lock": ours, "holder": holds, "queue": queued, "waiters": waiters}
         left = [part for part, value in parts.items() if value]
         return f"nobody is there, but {', '.join(left)} stayed" if left else ""
-
-    def _came_after_its_end(self, world: World, state: State) -> bool:
-        """An end was forgotten with the data, so a seat or lease is back, by the old copy or by a delayed acquire.
-
-        It ends by expiry.
-        """
-        at_first, left = self.config.faults, world.faults
-        if left.old == at_first.old and (left.data == at_first.data or left.slow == at_first.slow):
-            return False
-        ids = {queued for queued, _ in state.queue} | ({state.holder.id} if state.holder else set())
-        return not ids & {finished for finished, _ in state.done}
 
     # liveness -------------------------------------------------------------------------------------------------
 
@@ -251,4 +242,16 @@ class Explorer:
             end += tick
             ticks[passed] = end
         self._longest = max(self._longest, end)
+        if end > self.config.served_within:
+            return Violation(
+                f"it takes {end} ticks to serve everybody, more than {self.config.served_within}",
+                (*self.trace(position), *self._rest(position)),
+            )
         return None
+
+    def _rest(self, position: int) -> Iterator[str]:
+        """The steps of the suffix without faults."""
+        world = self._worlds[position]
+        while step := self.rules.prompt_step(world):
+            text, world, _ = step
+            yield text

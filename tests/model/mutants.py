@@ -11,6 +11,7 @@ from tests.model import test_rules
 from tests.model.configs import CONFIGS, Config
 from tests.model.explore import Explorer
 from tests.model.planted_bugs import SMALL
+from tests.model.runner import ScriptFailed
 from tests.model.store_lock import StoreLock
 from tests.planted import Edit, Mutant, Verdict, plant
 
@@ -39,8 +40,13 @@ def judge(mutant: Mutant) -> Verdict:
     started = time.monotonic()
     edit = editing(mutant)
     config = SMALL.get(mutant.killer) or CONFIGS.get(mutant.killer)
-    evidence = _by_search(config, edit) if config else _by_test(mutant.killer, edit)
-    return Verdict(mutant, evidence, time.monotonic() - started)
+    evidence, refused = "", ""
+    try:
+        evidence = _by_search(config, edit) if config else _by_test(mutant.killer, edit)
+    except ScriptFailed as error:
+        failure = f"the script failed: {error}"
+        evidence, refused = (failure, "") if mutant.fails else ("", failure)
+    return Verdict(mutant, evidence, time.monotonic() - started, refused)
 
 
 def _by_search(config: Config, edit: Callable[[str, str], str]) -> str:

@@ -95,6 +95,12 @@ class State(NamedTuple):
         return self.fence.since if self.fence.run == "current" else grace
 
     @property
+    def ids(self) -> frozenset[str]:
+        """Who waits or holds."""
+        queued = frozenset(name for name, _ in self.queue)
+        return queued | {self.holder.id} if self.holder else queued
+
+    @property
     def foreign(self) -> bool:
         """The value under the key is an older program's."""
         return self.lock is not None and self.lock[0] == FOREIGN_VALUE

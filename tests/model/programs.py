@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.model.calls import Call, Note, Result, owner
+from tests.model.calls import Call, Note, Result, holder_id, owner
 from tests.model.configs import ClientSpec
 from tests.model.normal import STALE, Rank
 from tests.model.worlds import (
@@ -22,6 +22,9 @@ from tests.model.worlds import (
     MISSING,
     NOTICE,
     RELEASING,
+    SEATED,
+    UNREAD,
+    UNSURE,
     WAIT,
     Client,
     Flight,
@@ -151,7 +154,8 @@ class Programs(Worlds):
         after, fault = self._answer(after, call, result, 0)
         yield f"{text} -> {show(result.reply)}", self.seal(after), fault
         if world.faults.reply:
-            unknown, fault = self.ran(self._unanswered(self.spend(world, "reply"), index), call, result)
+            lost = self._unanswered(self.spend(world, "reply"), index, result)
+            unknown, fault = self.ran(lost, call, result)
             yield f"{text} -> {show(result.reply)}, but the reply is lost", self.seal(unknown), fault
         if world.faults.message and any(note.kind == "watch" for note in result.notes):
             unwatched = result._replace(notes=tuple(note for note in result.notes if note.kind != "watch"))
@@ -168,12 +172,13 @@ class Programs(Worlds):
                 after, fault = self.ran(self.spend(world, "refuse"), call, refused)
                 yield f"{text}: the server refuses the write", self.seal(after), fault
 
-    def _unanswered(self, world: World, index: int) -> World:
-        """A waiter without an answer asks again soon, and knows nothing of its seat."""
+    def _unanswered(self, world: World, index: int, result: Result | None = None) -> World:
+        """A waiter without an answer asks again soon, and knows nothing of its seat. `result`: what nobody reads."""
         client = world.clients[index]
         if client.phase != WAIT:
             return world
-        return with_client(world, index, client._replace(timer=0, flag=0))
+        unread = client.flag == UNREAD or (result is not None and result.reply[0] == "held")
+        return with_client(world, index, client._replace(timer=0, flag=UNREAD if unread else UNSURE))
 
     def arrive(self, world: World, flight: Flight) -> Step:
         """A slow call runs, and its reply comes back."""
@@ -185,7 +190,24 @@ class Programs(Worlds):
         after, fault = self.ran(world, call, result)
         if not fault and flight.awaited:
             after, fault = self._answer(after, call, result, flight.age)
+        elif call.name == "acquire":
+            after = self._unread(after, call, result)
         return f"the delayed {describe_call(call)} runs -> {show(result.reply)}", self.seal(after), fault
+
+    def _unread(self, world: World, call: Call, result: Result) -> World:
+        """An acquire ran behind its sender's back: it may hold without knowing, or be there when it waits no more."""
+        client, one = world.clients[call.client], holder_id(call.client, call.turn)
+        if self.waits_for(world, one):
+            known = client if result.reply[0] != "held" else client._replace(flag=UNREAD)
+            return with_client(world, call.client, known)
+        back = {*world.back, one} & self.caller.states[world.state].ids
+        return world._replace(back=tuple(sorted(back)))
+
+    def waits_for(self, world: World, one: str) -> bool:
+        """Whether the program of that id waits for it."""
+        index, turn = owner(one)
+        client = world.clients[index]
+        return client.phase == WAIT and client.turn == turn
 
     def _abandon(self, world: World, call: Call) -> World:
         """A new call of an acquisition means that the answer to the one on its way is not read, but for beats."""
@@ -218,7 +240,9 @@ class Programs(Worlds):
                 elif client.phase == WAIT and note.value < client.timer:
                     clients = put(clients, note.client, client._replace(timer=int(note.value)))
             notes = tuple(sorted(kept))
-        return World(result.state, clients, notes, world.flights, world.faults, world.top, world.saved), result.fault
+        back = world.back and tuple(one for one in world.back if one in self.caller.states[result.state].ids)
+        after = World(result.state, clients, notes, world.flights, world.faults, world.top, world.saved, back)
+        return after, result.fault
 
     def _answer(self, world: World, call: Call, result: Result, age: int) -> tuple[World, str]:
         """What the reply means to its reader."""
@@ -244,7 +268,7 @@ class Programs(Worlds):
                 world = world._replace(top=token)
             case ("waiting", position, arrival, recheck, more, holder):
                 timer = 0 if more else self._next_check(client, position, recheck, holder == "foreign")
-                client = Client(WAIT, client.turn, client.subscribed, timer, 0, arrival, 1)
+                client = Client(WAIT, client.turn, client.subscribed, timer, 0, arrival, SEATED)
                 world = self._with_ghost(world, index, holder)
             case ("busy",) | ("full",):
                 state = self.caller.states[world.state]
@@ -254,7 +278,7 @@ class Programs(Worlds):
                 client = self._next_turn(index, client)
             case ("stale",):
                 client = client._replace(timer=0)
-            case ("done", "reaped") if self._reply_was_lost(world):
+            case ("done", "reaped") if client.flag == UNREAD:
                 client = self._next_turn(index, client)  # it held the lock without knowing, for a whole lease
             case ("done", "forced") if world.faults.force < self.config.faults.force:
                 client = self._next_turn(index, client)  # as a grant, or as a claim whose reply was lost
@@ -282,10 +306,6 @@ class Programs(Worlds):
     def _data_was_lost(self, world: World) -> bool:
         left, at_first = world.faults, self.config.faults
         return left.data < at_first.data or left.old < at_first.old
-
-    def _reply_was_lost(self, world: World) -> bool:
-        left, at_first = world.faults, self.config.faults
-        return left.reply < at_first.reply or left.slow < at_first.slow
 
     def _beaten(self, world: World, call: Call, client: Client, result: Result, age: int) -> tuple[World, str]:
         index = call.client

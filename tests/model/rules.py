@@ -15,6 +15,8 @@ from tests.model.worlds import (
     LEAVING,
     NOTICE,
     RELEASING,
+    UNREAD,
+    UNSURE,
     WAIT,
     Client,
     Step,
@@ -67,7 +69,7 @@ class Rules(Outsiders):
         if faults.data and world.state != self.caller.restarted:
             yield "the server restarts, empty", self._restart(world, "data", self.caller.restarted), ""
         if faults.flush and world.state != self.caller.empty:
-            clients = tuple(c._replace(flag=0) if c.phase == WAIT else c for c in world.clients)
+            clients = tuple(c._replace(flag=UNSURE) if c.phase == WAIT else c for c in world.clients)
             flushed = self.spend(world, "flush")._replace(state=self.caller.empty, clients=clients)
             yield "all data is deleted", self.seal(flushed), ""
         if faults.jump:
@@ -82,8 +84,9 @@ class Rules(Outsiders):
             yield "the server copies its data", world._replace(saved=world.state), ""
         if faults.old and world.saved >= 0 and world.saved != world.state:
             older = self.caller.restart_with_data(world.saved)
-            back = self._restart(world._replace(saved=-1), "old", older)
-            yield "the server restarts with its old copy", back, ""
+            back = tuple(sorted(one for one in self.caller.states[older].ids if not self.waits_for(world, one)))
+            after = self._restart(world._replace(saved=-1, back=back), "old", older)
+            yield "the server restarts with its old copy", after, ""
 
     def _housemates(self, index: int) -> set[int]:
         """All clients in the process of one."""
@@ -105,7 +108,9 @@ class Rules(Outsiders):
             if client.holds:
                 client = client.noticing(max(client.alarm, NOTICE))
             elif client.phase == WAIT:
-                client = client._replace(flag=0, subscribed=False)
+                # An old copy may know a lease that its holder never heard of.
+                unread = fault != "data" and client.flag == UNREAD
+                client = client._replace(flag=UNREAD if unread else UNSURE, subscribed=False)
             clients.append(client)
         world = self.spend(world, fault)
         return self.seal(world._replace(state=state, clients=tuple(clients), notes=()))
@@ -152,7 +157,7 @@ class Rules(Outsiders):
         flights = world.flights and tuple(f._replace(age=min(f.age + 1, self.full)) for f in world.flights)
         saved = self.caller.later(world.saved) if world.saved >= 0 else -1
         state = self.caller.later(world.state)
-        return World(state, tuple(clients), world.notes, flights, world.faults, world.top, saved)
+        return World(state, tuple(clients), world.notes, flights, world.faults, world.top, saved, world.back)
 
     # the suffix without faults --------------------------------------------------------------------------------
 

@@ -41,6 +41,10 @@ end
 """
 
 
+class ScriptFailed(Exception):
+    """A script ended by an error. That is no promise that a planted bug breaks: most likely it was badly planted."""
+
+
 class Outcome(NamedTuple):
     """What one run of a script did. `error`: the script was refused part way; what it wrote before stays."""
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from tests.model.runner import ScriptRunner
+from tests.model.runner import ScriptFailed, ScriptRunner
 from tests.model.store import Session, Store
 
 START_US = 1_800_000_000_000_000
@@ -32,7 +32,8 @@ class StoreLock:
         self.now_us += 1
         session = Session(self.store, self.now_us, frozenset(self.inboxes))
         outcome = self.runner.run(name, (self.window, self.grace, "", *arguments), session)
-        assert not outcome.error, outcome.error
+        if outcome.error:
+            raise ScriptFailed(f"{name}: {outcome.error}")
         self.store = outcome.store
         self.messages = [json.loads(m.payload) for m in outcome.messages if m.receivers]
         return outcome.reply

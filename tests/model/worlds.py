@@ -15,6 +15,7 @@ from tests.model.normal import NEW, STALE, Rank
 
 IDLE, WAIT, HELD, DRAINING, RELEASING, LEAVING, FINISHED, DEAD = range(8)
 CALM, NOTICE, MISSING, FORCED = range(4)
+UNSURE, SEATED, UNREAD = range(3)
 
 
 class Client(NamedTuple):
@@ -29,7 +30,7 @@ class Client(NamedTuple):
     arrival: Rank = 0
     flag: int = CALM
     """Holding: a restart was noticed; a beat answered 'missing'; FORCED more if an operator ended it.
-    Waiting: 1 if Redis confirmed the seat."""
+    Waiting: SEATED if Redis confirmed the seat; UNREAD if it gave the lock, and nobody read that reply."""
 
     @property
     def holds(self) -> bool:
@@ -69,6 +70,9 @@ class World(NamedTuple):
     """The highest token under which a body ever started."""
     saved: int = -1
     """State of the server's last copy of its data, as old as it is; -1: none."""
+    back: tuple[str, ...] = ()
+    """Ids that came back, in the queue or holding, when their programs waited for them no more: they may stay until
+    they expire."""
 
 
 _DENSE_ARRIVALS = tuple(frozenset(range(size)) for size in range(64))
@@ -96,7 +100,7 @@ class Worlds:
         left = self._left.get(key)
         if left is None:
             left = self._left[key] = world.faults._replace(**{fault: getattr(world.faults, fault) - 1})
-        return World(world.state, world.clients, world.notes, world.flights, left, world.top, world.saved)
+        return World(world.state, world.clients, world.notes, world.flights, left, world.top, world.saved, world.back)
 
     def without(self, world: World, note: Note) -> World:
         return world._replace(notes=tuple(n for n in world.notes if n != note))
@@ -153,6 +157,7 @@ class Worlds:
             world.faults,
             token.get(world.top, 0),
             self.caller.rerank(world.saved, tokens, arrivals) if world.saved >= 0 else -1,
+            world.back,
         )
 
 
@@ -164,7 +169,7 @@ def _reranked(flight: Flight, token: dict[Rank, int], arrival: dict[Rank, int]) 
 
 def with_client(world: World, index: int, client: Client) -> World:
     clients = put(world.clients, index, client)
-    return World(world.state, clients, world.notes, world.flights, world.faults, world.top, world.saved)
+    return World(world.state, clients, world.notes, world.flights, world.faults, world.top, world.saved, world.back)
 
 
 def put(clients: tuple[Client, ...], index: int, client: Client) -> tuple[Client, ...]:

@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 import redis
 
-from aiogpulock import GpuLockManager, LockTimeoutError, ManagerClosedError
+from aiogpulock import GpuLockManager, LockTimeoutError, ManagerClosedError, clock
 from tests.cancellation import Cut, Moment, Scene, awaited, ended, keys_of_use, moments, nothing, times
 from tests.raw_scripts import RawLock
 from tests.servers import RealServer
@@ -68,6 +68,7 @@ async def test_acquire_of_a_held_lock_whose_grant_comes_at_that_moment(
         await scene.left_nothing(f"await {number}")
         if not reached:
             break
+
     assert number > 2
 
 
@@ -147,10 +148,11 @@ async def test_leaving_the_body(
 
 
 @moments
-async def test_a_beat_of_the_heartbeat(scene: Scene, moment: Moment) -> None:
+@times
+async def test_a_beat_of_the_heartbeat(scene: Scene, moment: Moment, more: int) -> None:
     for number in itertools.count(1):
         lease = await scene.manager.lock(0).acquire()
-        cut = Cut(number, moment)
+        cut = Cut(number, moment, more=more)
         task = asyncio.create_task(awaited(cut(scene.manager.parts.heartbeat._beat())))
         reached = await ended(task, cut)
         lease.check()
@@ -162,11 +164,12 @@ async def test_a_beat_of_the_heartbeat(scene: Scene, moment: Moment) -> None:
 
 
 @moments
-async def test_a_beat_that_must_re_assert(scene: Scene, moment: Moment) -> None:
+@times
+async def test_a_beat_that_must_re_assert(scene: Scene, moment: Moment, more: int) -> None:
     for number in itertools.count(1):
         lease = await scene.manager.lock(0).acquire()
         scene.client.delete(*KEYS)
-        cut = Cut(number, moment)
+        cut = Cut(number, moment, more=more)
         task = asyncio.create_task(awaited(cut(scene.manager.parts.heartbeat._beat())))
         reached = await ended(task, cut)
         assert await scene.manager.parts.heartbeat._beat(), "the next beat settles it"
@@ -176,6 +179,51 @@ async def test_a_beat_that_must_re_assert(scene: Scene, moment: Moment) -> None:
         await scene.left_nothing(f"await {number}")
         if not reached:
             break
+
+    assert number > 2
+
+
+@moments
+@pytest.mark.parametrize("trouble", ["no trouble", "forgotten", "refused"])
+async def test_the_heartbeat_itself(scene: Scene, moment: Moment, trouble: str) -> None:
+    """Cut at its beat, its re-assertion, its pause after a failure and its sleep; the next lease starts it anew."""
+    heartbeat, client = scene.manager.parts.heartbeat, scene.client
+
+    def ended_or_sleeps(cut: Cut) -> bool:
+        if "errorstat_NOREPLICAS" in client.info("errorstats"):
+            client.config_set("min-replicas-to-write", 0)  # one failure is enough
+        return cut.fired or bool(heartbeat._wake._waiters)
+
+    for number in itertools.count(1):
+        lease = await scene.manager.lock(0).acquire()
+        await _cancelled(heartbeat._task)
+        if trouble == "forgotten":
+            client.delete(*KEYS)
+        client.config_resetstat()
+        client.config_set("min-replicas-to-write", int(trouble == "refused"))
+        try:
+            cut = Cut(number, moment)
+            heartbeat.beat_now()
+            heartbeat._task = asyncio.create_task(awaited(cut(heartbeat._run())))
+            await eventually(lambda cut=cut: ended_or_sleeps(cut), description="the cut, or its sleep")
+        finally:
+            client.config_set("min-replicas-to-write", 0)
+        if reached := cut.fired:
+            await asyncio.wait([heartbeat._task])
+            assert heartbeat._task.cancelled()
+        again_at = clock.now()
+        async with scene.manager.lock(1):
+            assert not heartbeat._task.done(), f"cut at await {number}, and not started again"
+            heartbeat.beat_now()
+            await eventually(lambda at=again_at, one=lease: one._hold.beat_at >= at, description="a beat for the first")
+        assert scene.client.get("gpu_lock:0") == f"locked_by_{lease.task_name}:{lease.holder_id}"
+        lease.check()
+        await lease.release()
+        await _cancelled(heartbeat._task)  # it would sleep on
+        await scene.left_nothing(f"await {number}")
+        if not reached:
+            break
+
     assert number > 2
 
 
@@ -194,6 +242,7 @@ async def test_the_start_of_a_manager(own_server: RealServer, moment: Moment) ->
             await _nobody_connected(client)
             if not reached:
                 break
+
     assert number > 2
 
 
@@ -218,6 +267,7 @@ async def test_the_close_of_a_manager_that_holds_waits_and_beats(
                     await lease.release()
             if not reached:
                 break
+
     assert number > 2
 
 
@@ -248,6 +298,7 @@ async def test_the_close_of_a_manager_with_waiters(
             await _nobody_connected(client)
             if not reached:
                 break
+
     assert number > 2
 
 
@@ -284,6 +335,12 @@ def _waits(manager: GpuLockManager) -> bool:
         for room in manager.parts.rooms.values()
         for waiter in room._waiters.values()
     )
+
+
+async def _cancelled(task: asyncio.Task[None] | None) -> None:
+    assert task is not None
+    task.cancel()
+    await asyncio.wait([task])
 
 
 async def _nobody_connected(client: redis.Redis) -> None:
