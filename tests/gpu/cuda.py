@@ -1,4 +1,4 @@
-"""Allocates on a real GPU through the CUDA driver's own library: no framework is needed."""
+"""Allocates on a GPU through the CUDA driver's own library: no framework is needed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import uuid
 
 
 class Cuda:
-    """A context on the first visible device."""
+    """A context on the first visible device. For the thread that made it."""
 
     def __init__(self) -> None:
         self._library = ctypes.CDLL("libcuda.so.1")
@@ -27,16 +27,20 @@ class Cuda:
     def uuid(self) -> str:
         """As NVML writes it."""
         raw = (ctypes.c_ubyte * 16)()
-        self._call("cuDeviceGetUuid", ctypes.byref(raw), self._device)
+        self._call("cuDeviceGetUuid_v2", ctypes.byref(raw), self._device)
         return f"GPU-{uuid.UUID(bytes=bytes(raw))}"
 
     def allocate(self, size: int) -> ctypes.c_uint64:
         """`size` bytes, written to, so that they are really there."""
         pointer = ctypes.c_uint64()
         self._call("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(size))
+        self.fill(pointer, size)
+        return pointer
+
+    def fill(self, pointer: ctypes.c_uint64, size: int) -> None:
+        """Keep the device busy for a moment."""
         self._call("cuMemsetD8_v2", pointer, ctypes.c_ubyte(1), ctypes.c_size_t(size))
         self._call("cuCtxSynchronize")
-        return pointer
 
     def free(self, pointer: ctypes.c_uint64) -> None:
         self._call("cuMemFree_v2", pointer)

@@ -56,14 +56,22 @@ class _State(ctypes.Structure):
 
 def build(folder: Path) -> Path:
     """Compile the library into `folder`; a folder on LD_LIBRARY_PATH then is a host with a driver."""
-    library = folder / "libnvidia-ml.so.1"
-    source = Path(__file__).with_name("nvml_sim.c")
-    compiler = os.environ.get("CC", "cc")
-    flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-Wl,-soname,libnvidia-ml.so.1"]
-    subprocess.run([compiler, *flags, "-o", str(library), str(source)], check=True)
+    library = _compile("nvml_sim.c", folder / "libnvidia-ml.so.1")
     loaded = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)  # nvidia-ml-py then gets this one by its soname
     loaded.sim_state_size.restype = c_uint64
-    assert loaded.sim_state_size() == ctypes.sizeof(_State), "nvml_sim.c and its Python mirror differ"
+    assert loaded.sim_state_size() == ctypes.sizeof(_State), "state.h and its Python mirror differ"
+    return library
+
+
+def build_cuda(folder: Path) -> Path:
+    """Compile a CUDA driver that accounts for what it allocates in the same state."""
+    return _compile("cuda_sim.c", folder / "libcuda.so.1")
+
+
+def _compile(source: str, library: Path) -> Path:
+    compiler = os.environ.get("CC", "cc")
+    flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Werror", f"-Wl,-soname,{library.name}"]
+    subprocess.run([compiler, *flags, "-o", str(library), str(Path(__file__).with_name(source))], check=True)
     return library
 
 

@@ -1,34 +1,21 @@
 /* A simulated NVML: the entry points that aiogpulock uses, over a state file that processes share.
  *
- * The layout of struct state is repeated in tests/nvml_sim/__init__.py. NVML_SIM_STATE names the file; without it
- * every nvmlInit answers "driver not loaded". All fields are read anew at each call. */
+ * Without NVML_SIM_STATE every nvmlInit answers "driver not loaded". All fields are read anew at each call. */
 #include <fcntl.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define GPUS 8
-#define MIGS 4
-#define DEVICES (GPUS + GPUS * MIGS)
-#define PROCESSES 32
+#include "state.h"
+
 #define NONE_BYTES UINT64_MAX
 
 enum { OK = 0, UNINITIALIZED = 1, INVALID = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7, NO_DRIVER = 9 };
 enum { INIT, SHUTDOWN, COUNT, BY_INDEX, BY_UUID, UUID, NAME, INDEX, MEMORY_V1, MEMORY_V2, COMPUTE, GRAPHICS, MIG_MODE,
-       MIG_MAX, MIG_BY_INDEX, MIG_PARENT, DRIVER, UTILIZATION, CALLS };
+       MIG_MAX, MIG_BY_INDEX, MIG_PARENT, DRIVER, UTILIZATION };
+_Static_assert(UTILIZATION + 1 == CALLS, "state.h");
 enum { LIST_ALL, LIST_NOTHING, LIST_NO_BYTES, LIST_ZERO_BYTES };
-
-struct call { uint32_t error, delay_ms, hang, count; };
-struct process { uint32_t pid, watched; uint64_t bytes; };
-struct device {
-  char uuid[96], name[96];
-  uint64_t total, reserved, unattributed;
-  uint32_t present, mig, listing, error, utilization, unused;
-  struct process processes[PROCESSES];
-};
-struct state { uint32_t gpus, inits; struct call calls[CALLS]; struct device devices[DEVICES]; };
 
 static struct state *state;
 static int inits;
