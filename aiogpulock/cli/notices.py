@@ -14,12 +14,19 @@ NO_DRIVER = "no NVIDIA driver here: GPUs are locked by their number, their memor
 def shorten_driver_notice(wanted: GpuMemorySettings) -> None:
     """The library's own would stand in the mail of each cron job. It stays where the settings count on the driver."""
     if wanted.policy in ("off", "report") and wanted.require_free is None:
-        logging.getLogger("aiogpulock.gpu.finder").addFilter(_short)
+        notices = _Notices()
+        for name in ("gpu.finder", "admission"):
+            logging.getLogger(f"aiogpulock.{name}").addFilter(notices)
 
 
-def _short(record: logging.LogRecord) -> bool:
-    """A driver that is there and fails is news to everybody."""
-    if not any(isinstance(word, NvmlError) and word.status == "no_nvml" for word in record.args or ()):
-        return True
-    record.msg, record.args = NO_DRIVER, ()
-    return sys.stderr.isatty()
+class _Notices(logging.Filter):
+    """A driver that is there and fails is news to everybody; of one that is not there, once is enough."""
+
+    _none = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if any(isinstance(word, NvmlError) and word.status == "no_nvml" for word in record.args or ()):
+            self._none = True
+            record.msg, record.args = NO_DRIVER, ()
+            return sys.stderr.isatty()
+        return not (self._none and record.name == "aiogpulock.admission")  # that nobody can look follows from it

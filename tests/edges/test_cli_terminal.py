@@ -80,6 +80,11 @@ def test_a_missing_driver_is_one_short_line_and_for_people_only(shell: Shell, re
     no_driver = {"AIOGPULOCK_GPU_MEMORY_NVML": "auto", "LD_LIBRARY_PATH": ""}
     done = shell.run("run", "--", "echo", "done", env=no_driver)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+    killed = shell.start("run", "--", "sh", "-c", "echo in; exec sleep 100", env=no_driver)
+    read_until(killed, "in")
+    killed.kill()  # so the next one would have to look at the GPU
+    after_a_crash = shell.run("run", "--", "true", env=no_driver)
+    assert (after_a_crash.returncode, after_a_crash.stderr) == (0, "")
     strict = shell.run("run", "--", "true", env=no_driver | {"AIOGPULOCK_GPU_MEMORY_POLICY": "hold"})
     assert "nothing verifies their memory" in strict.stderr
     with Terminal(shell.env | no_driver) as terminal:
