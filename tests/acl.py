@@ -1,4 +1,4 @@
-"""The least that a Redis user needs, as the documentation quotes it."""
+"""The least that a Redis user needs, as docs/deploy.md quotes it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ COMMANDS = (
 
 LEAST_PRIVILEGES = f"{KEYS_AND_CHANNELS} {COMMANDS}"
 """``ACL SETUSER gpu on >password`` and this."""
+
+MONITORS = "+scan +xrange +xrevrange"
+"""What monitors, ``history`` and the live page are given besides; without it they say what they cannot see."""
 
 PUB_SUB = ("subscribe", "unsubscribe", "publish")
 """Without these the lock works by polling."""
