@@ -37,7 +37,10 @@ def judge(mutant: Mutant) -> Verdict:
         tree = copy_tree(Path(directory))
         for file, text in planted(mutant).items():
             (tree / "aiogpulock" / file).write_text(text)
-        evidence = hunt(mutant.killer, tree)
+        try:
+            evidence = hunt(mutant.killer, tree)
+        except (AssertionError, RuntimeError, subprocess.TimeoutExpired) as error:
+            evidence = f"fell over: {error}"
     refused = evidence if not mutant.fails and any(sign in evidence for sign in FELL_OVER) else ""
     return Verdict(mutant, "" if refused else evidence[:110], time.monotonic() - started, refused)
 

@@ -107,7 +107,7 @@ CONFIGS = {
         # larger ones, for a quiet hour
         Config("late", push(3), Faults(crash=1, reply=1, message=1, data=1, stall=3)),
         Config("twice", push(3), Faults(crash=2, reply=1, message=2, data=1, stall=1)),
-        Config("delays-3", push(3), Faults(slow=1, crash=1, data=1)),
+        Config("delays-3", push(3), Faults(slow=1, crash=1, data=1, stall=1)),
         Config("four", push(4), Faults(crash=1, reply=1, message=1)),
         Config("old-data-3", push(3), Faults(old=1, crash=1, message=1, reply=1, stall=1)),
         Config(

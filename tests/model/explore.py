@@ -14,9 +14,6 @@ from tests.model.normal import POLL_SLACK, State
 from tests.model.rules import Rules
 from tests.model.worlds import DEAD, FINISHED, IDLE, SEATED, WAIT, World, name
 
-_FORCED = 4
-"""The prelude's OUTCOME_CODE.forced."""
-
 
 class Violation(NamedTuple):
     """A broken promise, and the steps that lead to it."""
@@ -150,11 +147,7 @@ class Explorer:
             if client.phase == WAIT and client.flag == SEATED and client.timer:
                 seat = f"{name(index)}{client.turn}"
                 holds = state.holder and state.holder.id == seat and state.holder.phase == "held"
-                if (
-                    not holds
-                    and seat not in [queued for queued, _ in state.queue]
-                    and (seat, _FORCED) not in state.done
-                ):
+                if not holds and seat not in [queued for queued, _ in state.queue]:
                     return f"the seat of {seat} is gone although it is a live waiter"
         return ""
 

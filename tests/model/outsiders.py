@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from tests.model.calls import Call, owner
 from tests.model.normal import FOREIGN_VALUE
 from tests.model.programs import Programs
-from tests.model.worlds import DEAD, FORCED, WAIT, Step, World, name, show, with_client
+from tests.model.worlds import DEAD, ENDED, FORCED, WAIT, Step, World, name, show, with_client
 
 
 class Outsiders(Programs):
@@ -32,6 +32,8 @@ class Outsiders(Programs):
         client = after.clients[index]
         if client.holds and client.turn == turn and not client.forced:
             after = with_client(after, index, client._replace(flag=client.flag + FORCED))
+        elif client.phase == WAIT and client.turn == turn:
+            after = with_client(after, index, client._replace(flag=ENDED))
         return f"an operator ends {seen} -> {show(result.reply)}", self.seal(after), fault
 
     def _reap(self, world: World) -> Iterator[Step]:

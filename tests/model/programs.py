@@ -15,6 +15,7 @@ from tests.model.worlds import (
     CALM,
     DEAD,
     DRAINING,
+    ENDED,
     FINISHED,
     HELD,
     IDLE,
@@ -177,8 +178,10 @@ class Programs(Worlds):
         client = world.clients[index]
         if client.phase != WAIT:
             return world
-        unread = client.flag == UNREAD or (result is not None and result.reply[0] == "held")
-        return with_client(world, index, client._replace(timer=0, flag=UNREAD if unread else UNSURE))
+        flag = client.flag if client.flag in (UNREAD, ENDED) else UNSURE
+        if result is not None and result.reply[0] == "held":
+            flag = UNREAD
+        return with_client(world, index, client._replace(timer=0, flag=flag))
 
     def arrive(self, world: World, flight: Flight) -> Step:
         """A slow call runs, and its reply comes back."""
@@ -280,8 +283,8 @@ class Programs(Worlds):
                 client = client._replace(timer=0)
             case ("done", "reaped") if client.flag == UNREAD:
                 client = self._next_turn(index, client)  # it held the lock without knowing, for a whole lease
-            case ("done", "forced") if world.faults.force < self.config.faults.force:
-                client = self._next_turn(index, client)  # as a grant, or as a claim whose reply was lost
+            case ("done", "forced") if client.flag == ENDED:
+                client = self._next_turn(index, client)
             case ("done", outcome):
                 return world, f"{name(index)} waits, and was ended as {outcome}"
         return with_client(world, index, client), ""

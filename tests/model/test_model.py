@@ -12,7 +12,7 @@ from tests.model.explore import Explorer
 from tests.model.mutants import editing, judge
 from tests.model.normal import State
 from tests.model.planted_bugs import MUTANTS
-from tests.model.worlds import DEAD, FINISHED, HELD, SEATED, UNREAD, WAIT, Client
+from tests.model.worlds import DEAD, ENDED, FINISHED, HELD, SEATED, UNREAD, WAIT, Client
 from tests.planted import KNOWN, Edit, Mutant, matrix
 
 
@@ -71,15 +71,17 @@ def test_what_came_back_may_stay_until_it_expires_unless_its_end_is_known() -> N
     assert broken("b0", done="b0") == "b0 is there although its end is known"
 
 
-def test_only_who_may_hold_without_knowing_it_may_be_reaped() -> None:
+def test_a_waiter_may_be_ended_only_if_it_may_hold_without_knowing_or_an_operator_ended_it() -> None:
     rules = Explorer(CONFIGS["small"]).rules
     world = rules.spend(rules.start, "reply")
 
-    def fault(flag: int) -> str:
-        return rules._acquired(world, 0, Client(WAIT, flag=flag), Result(("done", "reaped"), world.state, (), ""), 0)[1]
+    def fault(outcome: str, flag: int) -> str:
+        return rules._acquired(world, 0, Client(WAIT, flag=flag), Result(("done", outcome), world.state, (), ""), 0)[1]
 
-    assert fault(SEATED) == "a waits, and was ended as reaped"
-    assert fault(UNREAD) == ""
+    assert fault("reaped", SEATED) == "a waits, and was ended as reaped"
+    assert fault("reaped", UNREAD) == ""
+    assert fault("forced", UNREAD) == "a waits, and was ended as forced"
+    assert fault("forced", ENDED) == ""
 
 
 def test_a_reply_that_nobody_reads_may_have_given_the_lock() -> None:

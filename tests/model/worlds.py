@@ -15,7 +15,7 @@ from tests.model.normal import NEW, STALE, Rank
 
 IDLE, WAIT, HELD, DRAINING, RELEASING, LEAVING, FINISHED, DEAD = range(8)
 CALM, NOTICE, MISSING, FORCED = range(4)
-UNSURE, SEATED, UNREAD = range(3)
+UNSURE, SEATED, UNREAD, ENDED = range(4)
 
 
 class Client(NamedTuple):
@@ -30,7 +30,8 @@ class Client(NamedTuple):
     arrival: Rank = 0
     flag: int = CALM
     """Holding: a restart was noticed; a beat answered 'missing'; FORCED more if an operator ended it.
-    Waiting: SEATED if Redis confirmed the seat; UNREAD if it gave the lock, and nobody read that reply."""
+    Waiting: SEATED if Redis confirmed the seat; UNREAD if it gave the lock, and nobody read that reply; ENDED if an
+    operator ended the grant or the lease of which it does not know."""
 
     @property
     def holds(self) -> bool:
