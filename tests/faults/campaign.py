@@ -82,9 +82,8 @@ def _violations(fault: Fault, arena: Arena, report: Message, result: Result) -> 
     """What the judge, the arena and the workers complain of. Overlaps of a fault that is to cause them are counted."""
     judged: list[str] = report["violations"]
     if fault.must_bite == "overlaps":
-        declared = [each for each in judged if each.startswith(("overlap", "regression: wrote"))]
-        judged = [each for each in judged if each not in declared]
-        report["overlaps"] += len(declared)
+        report["overlaps"] += sum(each.startswith("overlap") for each in judged)
+        judged = [each for each in judged if not each.startswith(("overlap", "regression: wrote"))]
     # Each cycle makes it happen: how many there are is no matter of luck.
     if fault.must_bite and (bites := report[fault.must_bite]) < result.cycles:
         judged.append(
