@@ -1,6 +1,6 @@
 """An inference server that shares a GPU with whatever else runs on this host.
 
-    pip install 'aiogpulock[embedded,server]' fastapi
+    pip install 'aiogpulock[embedded,server]' fastapi httpx
     uvicorn inference_server:app --app-dir examples --timeout-graceful-shutdown 30
 
     curl -X POST -d '{"prompt": "hello"}' http://127.0.0.1:8000/generate

@@ -63,8 +63,19 @@ def complain(text: str) -> None:
 
 
 class _Stderr(logging.Handler):
+    """One line for each record. What is wrong with the settings is said once, however often a verb reads them."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self._of_settings: set[str] = set()
+
     def emit(self, record: logging.LogRecord) -> None:
-        complain(record.getMessage())
+        text = record.getMessage()
+        if record.name.startswith("aiogpulock.config"):
+            if text in self._of_settings:
+                return
+            self._of_settings.add(text)
+        complain(text)
 
 
 def _repair_streams() -> None:

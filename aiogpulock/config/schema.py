@@ -114,7 +114,9 @@ class Schema:
             low, high = attrgetter(order.low)(settings), attrgetter(order.high)(settings)
             if low > high or (low == high and not order.may_equal):
                 relation = "at most" if order.may_equal else "less than"
-                limit = f"{shown(order.high, source(order.high))}, which is {high!r} ({source(order.high)})"
+                limit = f"{shown(order.high, source(order.high))}, which is {high!r}"
+                if source(order.high) != source(order.low):  # which the refusal names
+                    limit = f"{limit} ({source(order.high)})"
                 raise refusal(order.low, Given(low, source(order.low)), f"{relation} {limit}")
 
 

@@ -283,6 +283,7 @@ def test_what_cannot_be_run_is_said_before_any_wait(shell: Shell, tmp_path: Path
     [
         ((), AWAY, 69, r"Redis at redis://u:\*\*\*@127\.0\.0\.1:1/0 .*"),
         ((), {"AIOGPULOCK_POLL_INTERVAL": "soon"}, 78, r"gpu_lock\.poll_interval: got 'soon', expected seconds .*"),
+        (("--config", "odd.yml"), {}, 78, r"gpu_lock\.heartbeat\.interval: .* which is 10\.0 \(file \S+odd\.yml\)"),
         (("--config", "missing.yml"), {}, 78, r".*missing\.yml: No such file or directory"),
         (("--gpu", "a b"), {}, 2, r"gpu_id 'a b' must match .*"),
     ],
@@ -290,10 +291,20 @@ def test_what_cannot_be_run_is_said_before_any_wait(shell: Shell, tmp_path: Path
 def test_each_error_is_one_line(
     options: tuple[str, ...], environment: dict[str, str], status: int, line: str, shell: Shell
 ) -> None:
+    Path("odd.yml").write_text("gpu_lock: {heartbeat: {interval: 60, timeout: 10}}")
     done = shell.run("run", *options, "--", "echo", "never", env=environment)
 
     assert (done.returncode, done.stdout) == (status, "")
     assert re.fullmatch(rf"aiogpulock: {line}\n", done.stderr)
+
+
+def test_a_misspelt_variable_is_named_once(shell: Shell) -> None:
+    done = shell.run("run", "--", "true", env={"AIOGPULOCK_MAX_WAIT_TIEM": "3"})
+    assert done.returncode == 0
+    assert done.stderr == (
+        "aiogpulock: ignored, not settings of aiogpulock: AIOGPULOCK_MAX_WAIT_TIEM (did you mean "
+        "AIOGPULOCK_MAX_WAIT_TIME?)\n"
+    )
 
 
 def test_a_call_that_makes_no_sense_is_2(shell: Shell) -> None:

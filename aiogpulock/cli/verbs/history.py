@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Show who had a GPU, and how that ended.")
 @click.argument("gpu", default="0")
-@click.option("-n", "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, metavar="N")
+@click.option(
+    "-n", "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, metavar="N", help="How many."
+)
 @json_option
 @target_options
 def command(gpu: str, limit: int, as_json: bool, target: Target) -> None:

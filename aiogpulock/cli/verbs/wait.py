@@ -11,7 +11,9 @@ from aiogpulock.cli.options import Target, target_options
 
 @click.command(short_help="Wait until nobody holds a GPU.")
 @click.argument("gpu", default="0")
-@click.option("-w", "--timeout", type=click.FloatRange(min=0), metavar="S", help="For at most S seconds; then 75.")
+@click.option(
+    "-w", "--timeout", type=click.FloatRange(min=0), metavar="S", help="For at most S seconds, then 75; 0 only asks."
+)
 @target_options
 def command(gpu: str, timeout: float | None, target: Target) -> None:
     """Wait until nobody holds a GPU (by default 0).
