@@ -214,7 +214,8 @@ class Admission:
             raise self._refusal(Obstacle("unreadable", why))
         lock, gpu = self._hold.keys.lock, self._hold.gpu
         names_a_device = gpu.uuid is not None or gpu.index is not None
-        level = logging.WARNING if names_a_device and lock not in _blind else logging.DEBUG
+        meant = self._memory.nvml == "off"  # whoever set it knows
+        level = logging.WARNING if names_a_device and not meant and lock not in _blind else logging.DEBUG
         _blind.add(lock)
         logger.log(level, "%s is held without a look at the GPU%s: %s", lock, self._unchecked(), why)
 

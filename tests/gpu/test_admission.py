@@ -417,6 +417,17 @@ async def test_a_dirty_grant_that_nobody_can_look_at_is_warned_of_once_and_stays
     assert all("cannot be read" in text for text in warnings if code == 15)
 
 
+async def test_whoever_says_that_nobody_looks_is_not_warned_that_nobody_did(
+    gpu_manager: GpuLockManager, redis_cleanup: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        async with gpu_manager.lock(0, gpu_memory={"nvml": "off"}) as lease:
+            fence = f"{{{lease.key}}}:fence"
+        redis_cleanup.hset(fence, "dirty", "1")  # as after a crash
+    said = [record for record in caplog.records if "without a look" in record.message]
+    assert all(record.levelno < logging.WARNING for record in said)
+
+
 async def test_a_free_name_means_no_gpu_and_nobody_is_warned(
     gpu_manager: GpuLockManager, redis_cleanup: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
