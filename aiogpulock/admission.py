@@ -48,10 +48,10 @@ async def admitted(manager: GpuLockManager, wish: Wish) -> Hold:
     caretaker, memory = manager.caretaker, wish.settings.gpu_memory
     begun = clock.now()
     await _check_card(manager, wish.gpu, memory)
-    before = caretaker.expect(wish.gpu, memory)
+    caretaker.expect(wish.gpu, memory)
     hold = await Acquisition(manager, wish).run()
     if not _is_checked(hold, memory):
-        caretaker.begin(hold, memory, before)
+        caretaker.begin(hold, memory)
         return hold
     try:
         longest = wish.settings.max_wait_time

@@ -11,15 +11,44 @@ from aiogpulock.gpu.records import GpuProcess, MemoryReading, ProcessMemory
 from aiogpulock.liveness import start_time
 
 
+class Family:
+    """`pids`, the holder's as NVML numbers them, and whoever they started, also once that has lost its parent."""
+
+    def __init__(self, pids: frozenset[int] | None) -> None:
+        self.pids = pids
+        self._kin: dict[int, int | None] = {}
+        """Start times, by pid."""
+
+    def kin(self, reading: MemoryReading) -> frozenset[int]:
+        """Those on the list that the holder's started."""
+        if self.pids is None:
+            return frozenset()
+        return frozenset(one.pid for one in reading.processes or () if self._is_kin(one.pid, self.pids))
+
+    @property
+    def everybody(self) -> frozenset[int] | None:
+        """With the kin that was seen."""
+        return None if self.pids is None else self.pids | self._kin.keys()
+
+    def _is_kin(self, pid: int, pids: frozenset[int]) -> bool:
+        if pid in pids:
+            return False
+        if pid in self._kin and self._kin[pid] == start_time(pid):
+            return True
+        self._kin.pop(pid, None)
+        if not _descends(pid, pids):
+            return False
+        self._kin[pid] = start_time(pid)
+        return True
+
+
 def family(pids: frozenset[int] | None, reading: MemoryReading) -> frozenset[int] | None:
     """`pids`, and those on the list that descend from them: whoever the holder started is not foreign."""
-    if pids is None:
-        return None
-    return pids | {process.pid for process in reading.processes or () if _descends(process.pid, pids)}
+    return None if pids is None else pids | Family(pids).kin(reading)
 
 
 def _descends(pid: int, pids: frozenset[int]) -> bool:
-    while pid > 1:
+    while pid > 0:
         if pid in pids:
             return True
         pid = _parent(pid)

@@ -81,7 +81,11 @@ async def _leave(manager: GpuLockManager, hold: Hold, reason: str, clean_up: Cle
     try:
         if clean_up is not None:
             await _clean_up(manager, hold, clean_up)
-        await manager.caretaker.before_release(hold)
+        if reason != "leaked":  # for that nobody waits: the next holder looks
+            await manager.caretaker.before_release(hold)
+    except asyncio.CancelledError:
+        await finish(lambda: manager.caretaker.cut_short(hold))
+        raise
     finally:
         hold.begin_release()
         released: Released | None = None

@@ -1,23 +1,24 @@
-"""What became of the memory of a hold: decided, mostly behind the hand-off, and told.
-
-A process that takes the lock again at once gets one verdict, after its last hold: it is judged by the time before its
-first.
-"""
+"""What became of the memory of a hold: decided, mostly behind the hand-off, and told."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
+
+from msgspec import structs
 
 from aiogpulock.config import GpuMemorySettings
+from aiogpulock.episode import SAME_PROCESS, Before, Episode
 from aiogpulock.errands import Errands
 from aiogpulock.errors import GpuLockError
-from aiogpulock.gpu.footprint import Before, Footprint, footprint
-from aiogpulock.gpu.memory import MemoryReport, Terms
-from aiogpulock.gpu.verify import Reader, Verification, nobody, skipped, unverifiable
+from aiogpulock.gpu.memory import Baseline, MemoryReport, Terms, crept, in_haste
+from aiogpulock.gpu.records import NvmlError
+from aiogpulock.gpu.verify import Reader, Verification, skipped, unverifiable
 from aiogpulock.lease import Hold
 from aiogpulock.scripts import Scripts
 
@@ -26,7 +27,9 @@ logger = logging.getLogger(__name__)
 VERDICT_AFTER = 0.010
 """Seconds after a release until its verdict is begun: a process that takes the lock again by then needs none."""
 LAST_WORD = 0.25
-"""Seconds that the verdicts under way are given when the manager is closed."""
+"""Seconds after which the verdicts under way are final when the manager is closed."""
+HUNG = 1.0
+"""Seconds that closing waits for them: the driver may hang."""
 LOST = "the lease was lost: the memory is somebody else's affair"
 
 _LEVELS = {"not_freed": logging.WARNING, "foreign": logging.WARNING, "unverifiable": logging.INFO}
@@ -39,11 +42,54 @@ class Care:
     hold: Hold
     settings: GpuMemorySettings
     before: Before
-    prints: Footprint
+    episode: Episode
 
     @property
     def terms(self) -> Terms:
         return Terms(tolerance=self.settings.tolerance_bytes, settle_time=self.settings.settle_time)
+
+
+class Verdict:
+    """A verdict to come, or under way, on the event loop of the hold; `decide` is that way."""
+
+    def __init__(
+        self, care: Care, decide: Callable[[Verdict], Coroutine[Any, Any, None]], under_way: set[Verdict]
+    ) -> None:
+        self.care = care
+        self.hurried = False
+        """The manager is being closed."""
+        self.task: asyncio.Task[None] | None = None
+        self._decide = decide
+        self._under_way = under_way
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(VERDICT_AFTER, self.begin)
+        under_way.add(self)
+
+    @property
+    def is_stranded(self) -> bool:
+        """Its event loop was closed: it never comes."""
+        return self._loop.is_closed()
+
+    def begin(self) -> None:
+        self._timer.cancel()
+        self.task = asyncio.create_task(self._decide(self), name="aiogpulock-verdict")
+
+    def end(self) -> None:
+        """On its own loop."""
+        self._under_way.discard(self)
+        self._timer.cancel()
+        if self.task is not None:
+            self.task.cancel()
+
+    def give_up(self) -> None:
+        """The process holds the GPU again. Called on whatever thread."""
+        hold = self.care.hold
+        hold.memory_report = skipped(hold.gpu.id, SAME_PROCESS)
+        if asyncio._get_running_loop() is self._loop:
+            self.end()
+        else:
+            with suppress(RuntimeError):  # the loop is closed, and the task with it
+                self._loop.call_soon_threadsafe(self.end)
 
 
 class Verdicts:
@@ -53,67 +99,73 @@ class Verdicts:
         self._nvml = nvml
         self._scripts = scripts
         self._errands = errands
-        self._owed: dict[str, Care] = {}
-        """Holds that are over and not judged yet, by device: at most one each."""
-        self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._under_way: set[Verdict] = set()
 
-    def unjudged(self, uuid: str) -> Before | None:
-        """Before the hold of this process that is not judged yet."""
-        care = self._owed.get(uuid)
-        return care.before if care is not None else footprint(uuid).owed
-
-    def skip(self, uuid: str) -> None:
-        """The process holds the lock again: no verdict means anything."""
-        timer, task, care = self._timers.pop(uuid, None), self._tasks.pop(uuid, None), self._owed.pop(uuid, None)
-        if timer is not None:
-            timer.cancel()
-        if task is not None:
-            task.cancel()
-        if care is not None:
-            care.hold.memory_report = skipped(care.hold.gpu.id, care.prints.SAME_PROCESS)
-
-    async def now(self, care: Care) -> MemoryReport:
-        """The verdict while the lock is still held."""
-        return await self._verdict(care, nobody, lambda: LOST if care.hold.lost_reason is not None else "")
+    async def now(self, care: Care, not_yet: Callable[[], Awaitable[bool]]) -> MemoryReport:
+        """The verdict while the lock is still held. `not_yet` is called when a look finds memory that is not back."""
+        report, own = await self._verdict(care, not_yet, lambda: LOST if care.hold.lost_reason is not None else "")
+        if report.status not in ("skipped", "unverifiable"):
+            care.episode.judged(own, None)
+        return report
 
     def later(self, care: Care) -> None:
-        """Begin the verdict soon, behind the hand-off."""
-        uuid = care.before.uuid
-        self._owed[uuid] = care
-        care.prints.owed = care.before if care.before.baseline is not None else None
-        loop = asyncio.get_running_loop()
-        self._timers[uuid] = loop.call_later(VERDICT_AFTER, self._begin, uuid)
+        """The hold is over: begin its verdict soon, behind the hand-off."""
+        verdict = Verdict(care, self._decide, self._under_way)
+        if not care.episode.end(care.hold, verdict):
+            verdict.give_up()
 
-    def _begin(self, uuid: str) -> None:
-        del self._timers[uuid]
-        self._tasks[uuid] = asyncio.create_task(self._judge(self._owed[uuid]), name="aiogpulock-verdict")
+    async def _decide(self, verdict: Verdict) -> None:
+        """Cancelled as its program ends, it stays under way: `close` tries once more."""
+        care, episode = verdict.care, verdict.care.episode
+        granted = partial(self._granted_since, care.hold)
+        ended = partial(self._again_held, verdict)
+        report, own = await self._verdict(care, granted, ended, hurried=verdict.hurried)
+        unknown = report.status == "unverifiable"
+        counts = episode.unjudged(verdict) if unknown else episode.judged(own, verdict)
+        self._under_way.discard(verdict)
+        if counts:
+            self.tell(care.hold, report)
 
-    async def _judge(self, care: Care) -> None:
-        uuid = care.before.uuid
+    def _again_held(self, verdict: Verdict) -> str:
+        return "" if verdict.care.episode.is_awaited(verdict) else SAME_PROCESS
+
+    async def at_a_glance(self, care: Care) -> MemoryReport:
+        """What one look says, while the lock is still held."""
         try:
-            report = await self._verdict(care, partial(self._granted_since, care.hold), care.prints.again_held)
-        except asyncio.CancelledError:
-            if self._owed.get(uuid) is care:  # not by `skip`
-                del self._owed[uuid]
-                care.prints.owed = None
-                care.hold.memory_report = skipped(care.hold.gpu.id, "the program ended before a verdict")
-            raise
-        del self._owed[uuid], self._tasks[uuid]
-        self.tell(care.hold, report)
+            baseline = await care.before.baseline(care.terms.tolerance)
+        except NvmlError as error:
+            return unverifiable(care.hold.gpu.id, f"{error.status}: {error}")
+        return await self._verification(care, care.terms).glance(baseline)
 
     async def _verdict(
-        self, care: Care, granted: Callable[[], Awaitable[bool]], ended: Callable[[], str]
+        self, care: Care, granted: Callable[[], Awaitable[bool]], ended: Callable[[], str], *, hurried: bool = False
+    ) -> tuple[MemoryReport, int | None]:
+        """With the bytes that the holder's processes have now."""
+        terms, hurried = care.terms, hurried and care.terms.settle_time > LAST_WORD
+        if hurried:
+            terms = structs.replace(terms, settle_time=LAST_WORD)
+        try:
+            baseline = await care.before.baseline(terms.tolerance)
+        except NvmlError as error:
+            return unverifiable(care.hold.gpu.id, f"{error.status}: {error}"), None
+        verification = self._verification(care, terms, granted=granted, ended=ended)
+        report, own = await verification.run(baseline), verification.last_own
+        if hurried:
+            report = in_haste(report, baseline, own, terms)
+        return self._with_what_crept(care.episode, report, baseline, own, terms), own
+
+    def _verification(self, care: Care, terms: Terms, **asked: Any) -> Verification:
+        before, family = care.before, care.before.family
+        return Verification(self._nvml, care.hold.gpu.id, before.uuid, family.pids, terms, kin=family.kin, **asked)
+
+    def _with_what_crept(
+        self, episode: Episode, report: MemoryReport, baseline: Baseline, own: int | None, terms: Terms
     ) -> MemoryReport:
-        before, prints, gpu = care.before, care.prints, care.hold.gpu.id
-        await before.looked.wait()
-        baseline = before.judged(prints.idle, care.terms.tolerance)
-        if baseline is None:
-            return unverifiable(gpu, before.trouble)
-        verification = Verification(self._nvml, gpu, before.uuid, before.pids, care.terms, granted=granted, ended=ended)
-        report = await verification.run(baseline)
-        if report.status != "skipped":
-            prints.owed, prints.idle = None, verification.last_own
+        before = baseline.sample.own
+        if report.status in ("freed", "freed_except_context") and before is not None and own is not None:
+            report = crept(report, *episode.crept(own - before), terms)
+        if report.status == "not_freed":
+            episode.told()
         return report
 
     async def _granted_since(self, hold: Hold) -> bool:
@@ -133,13 +185,26 @@ class Verdicts:
             self._errands.add(f"verdict on {hold.id}", note)
 
     async def close(self) -> None:
-        """Give the verdicts under way a moment. They may have been cancelled before, as a program ends."""
-        for uuid, timer in list(self._timers.items()):
-            timer.cancel()
-            self._begin(uuid)
-        tasks = list(self._tasks.values())
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=LAST_WORD)
-            for task in late:
-                task.cancel()
-            await asyncio.wait(tasks)
+        """Give the verdicts under way a moment, those too that were cancelled before, as a program ends.
+
+        Without one, the next hold of this process is judged by the time before this one.
+        """
+        await _ended([verdict.task for verdict in self._under_way if verdict.task is not None], patience=0)
+        for verdict in list(self._under_way):
+            verdict.hurried = True
+            verdict.begin()
+        await _ended([verdict.task for verdict in self._under_way if verdict.task is not None], patience=HUNG)
+        for verdict in list(self._under_way):
+            self._under_way.discard(verdict)
+            hold = verdict.care.hold
+            if verdict.care.episode.unjudged(verdict):
+                hold.memory_report = skipped(hold.gpu.id, "its manager was closed before a verdict")
+
+
+async def _ended(tasks: Sequence[asyncio.Task[None]], *, patience: float) -> None:
+    """Cancel them after so many seconds."""
+    if tasks:
+        _, late = await asyncio.wait(tasks, timeout=patience)
+        for task in late:
+            task.cancel()
+        await asyncio.wait(tasks)

@@ -36,6 +36,8 @@ PARTS = {
     "server_link": "manager: is it usable, started, indexed",
     "admission": "GPU: identity and memory",
     "caretaker": "GPU: identity and memory",
+    "episode": "GPU: identity and memory",
+    "verdicts": "GPU: identity and memory",
     "gpu": "GPU: identity and memory",
 }
 """The module of the deepest frame of ours, and what it is there for. A frame of the loop alone is the event loop's."""

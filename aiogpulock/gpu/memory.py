@@ -1,8 +1,9 @@
 """Whether a holder's memory came back: pure functions over samples. Sizes are bytes, times seconds.
 
-"Freed" means three things. The holder's processes are gone: the device is back at the baseline. They live on and had
-memory before ("warm"): back at that. They live on and had none ("cold"): a CUDA context may stay, and is reported so.
-What counts is the processes' own figure where NVML gives it. "It stopped falling" is never "it is free".
+"Freed" means three things. The holder's processes are gone: they have nothing, and nobody living has what they left.
+They live on and had memory before ("warm"): back at that. They live on and had none ("cold"): a CUDA context may stay,
+and is reported so. What counts is the processes' own figure where NVML gives it. "It stopped falling" is never "it is
+free".
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class MemorySample(msgspec.Struct, frozen=True):
     """By the holder's processes; None: NVML does not tell, or numbers processes otherwise than this one sees them."""
     own_listed: bool = False
     """One of the holder's processes is on the list."""
+    kin: tuple[ProcessMemory, ...] = ()
+    """Processes on the list that the holder's started."""
     others: tuple[ProcessMemory, ...] = ()
     """Every other process on the list; none where the numbers are not ours."""
     tells: bool = False
@@ -45,9 +48,15 @@ class MemorySample(msgspec.Struct, frozen=True):
     @property
     def unattributed(self) -> int | None:
         """In use, and by no listed process: of one that has just died, for example. None: some have no figure."""
-        if any(process.bytes is None for process in self.others):
+        listed = (*self.kin, *self.others)
+        if any(process.bytes is None for process in listed):
             return None
-        return self.used - (self.own or 0) - _sum(self.others)
+        return self.used - (self.own or 0) - _sum(listed)
+
+    @property
+    def kins(self) -> int:
+        """By processes that the holder's started, as far as they have a figure."""
+        return _sum(self.kin)
 
 
 class Baseline(msgspec.Struct, frozen=True):
@@ -59,9 +68,7 @@ class Baseline(msgspec.Struct, frozen=True):
     steady: bool | None = None
     """A second look found nothing draining; None: there was none."""
     doubt: str = ""
-    """Why memory of this hold may be counted here: then only what the process had `idle` tells that it is back."""
-    idle: int = 0
-    """Bytes of the holder's processes when they last had no hold."""
+    """Why memory of this hold may be counted here: then only a process with next to nothing is known to be back."""
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -70,8 +77,6 @@ class Terms(msgspec.Struct, frozen=True):
     tolerance: int = 256 << 20
     context: int = CONTEXT_BYTES
     settle_time: float = 5.0
-    processes_gone: bool = False
-    """The holder's processes have ended: nothing of theirs may stay."""
 
 
 class MemoryReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,8 +117,17 @@ class Look(msgspec.Struct, frozen=True):
         return self.status in _BACK
 
 
-def sample_of(reading: MemoryReading, pids: frozenset[int] | None, *, next_holder: bool = False) -> MemorySample:
-    """`pids`: the holder's, as NVML numbers them; None where its numbers are not ours, as inside a container."""
+def sample_of(
+    reading: MemoryReading,
+    pids: frozenset[int] | None,
+    *,
+    kin: frozenset[int] = frozenset(),
+    next_holder: bool = False,
+) -> MemorySample:
+    """`pids`: the holder's, as NVML numbers them; None where its numbers are not ours, as inside a container.
+
+    `kin`: of the others, those that the holder's started.
+    """
     if pids is None:
         return MemorySample(reading.at, reading.used, own=None, next_holder=next_holder)
     listed = reading.processes or ()
@@ -124,50 +138,54 @@ def sample_of(reading: MemoryReading, pids: frozenset[int] | None, *, next_holde
         used=reading.used,
         own=None if own_listed and not own else own,  # listed with zero bytes: the driver does not tell
         own_listed=own_listed,
-        others=tuple(process for process in listed if process.pid not in pids),
+        kin=tuple(process for process in listed if process.pid in kin - pids),
+        others=tuple(process for process in listed if process.pid not in kin | pids),
         tells=reading.tells_processes,
         next_holder=next_holder,
     )
 
 
-def steady(baseline: MemorySample, later: MemorySample, tolerance: int) -> bool:
-    """Nothing was draining when the lease began."""
-    return later.used >= baseline.used - tolerance
+def nothing_drains(first: MemorySample, later: MemorySample | None, tolerance: int) -> bool | None:
+    """Whether nobody's memory was draining when the lease began; None: one look cannot tell."""
+    if first.used <= IDLE_BYTES:
+        return True
+    return None if later is None else later.used >= first.used - tolerance
 
 
 def look(baseline: Baseline, sample: MemorySample, terms: Terms) -> Look:
     """Judge one sample by itself."""
-    if terms.processes_gone:
-        return _gone(baseline, sample, terms)
     before, now = baseline.sample.own, sample.own
     told = baseline.sample.tells or sample.tells or sample.used <= IDLE_BYTES  # an empty list proves nothing
     if before is not None and now is not None and told:
-        verdict = _own(before, now, terms, _foreign(baseline, sample, terms), _orphaned(baseline, sample))
+        verdict = _own(before, now, baseline, sample, terms)
     elif sample.next_holder:
         reason = "next holder active, and NVML gives no figures per process"
         return Look("unverifiable", reason, None, None, None, for_good=True)
     else:
         verdict = _whole_device(baseline, sample, terms)
-    if baseline.doubt and verdict.status in (*_BACK, "foreign") and not _as_idle(baseline, sample, terms):
+    if baseline.doubt and verdict.status in _HOLDERS_BACK and not _has_next_to_nothing(sample, terms):
         left, before, now, foreign = verdict.left, verdict.before, verdict.now, verdict.foreign
         return Look("unverifiable", baseline.doubt, left, before, now, foreign, for_good=True)
     return verdict
 
 
-def _as_idle(baseline: Baseline, sample: MemorySample, terms: Terms) -> bool:
-    """The holder's processes have no more than when they last had no hold."""
-    room = terms.tolerance + (0 if baseline.idle else terms.context)
-    return sample.own is not None and sample.own <= baseline.idle + room
+def _has_next_to_nothing(sample: MemorySample, terms: Terms) -> bool:
+    return sample.own is not None and sample.own <= terms.tolerance + terms.context
 
 
-def _own(before: int, now: int, terms: Terms, foreign: tuple[ProcessMemory, ...], orphaned: int) -> Look:
-    left = max(0, now - before)
-    warm = before > 0
+def _own(before: int, now: int, baseline: Baseline, sample: MemorySample, terms: Terms) -> Look:
+    kept, kins = max(0, now - before), _kept_by_kin(baseline, sample)
+    left, warm = kept + kins, before > 0
+    foreign, orphaned = _foreign(baseline, sample, terms), _orphaned(baseline, sample)
     if orphaned > terms.tolerance:
         reason = f"{_mib(orphaned)} more than before are in use by no living process"
         return Look("not_freed", reason, left + orphaned, before, now, foreign)
     if left > terms.tolerance + (0 if warm else terms.context):
-        return Look("not_freed", f"the process keeps {_mib(left)} more than before", left, before, now, foreign)
+        keeper = "the process keeps" if kept >= kins else "processes that the holder started keep"
+        return Look("not_freed", f"{keeper} {_mib(left)} more than before", left, before, now, foreign)
+    if _hidden(baseline, sample, terms):
+        reason = "memory of processes that ended before is given back, and whose the rest is, nobody can tell"
+        return Look("unverifiable", reason, left, before, now, foreign)
     if foreign:
         return Look("foreign", f"the holder's is back, but others came: {_pids(foreign)}", left, before, now, foreign)
     if left > terms.tolerance:
@@ -176,39 +194,34 @@ def _own(before: int, now: int, terms: Terms, foreign: tuple[ProcessMemory, ...]
     return Look("freed", reason, left, before, now)
 
 
-def _gone(baseline: Baseline, sample: MemorySample, terms: Terms) -> Look:
-    """The holder's processes have ended: they are on no list, and the driver gives their memory back by and by."""
-    if sample.own_listed:
-        return Look("not_freed", "a process of the holder is still on the GPU", sample.own, 0, sample.own)
-    if sample.unattributed is not None and sample.unattributed <= terms.tolerance:
-        return Look("freed", "what is in use belongs to other processes", 0, baseline.sample.used, sample.used)
-    if sample.next_holder:
-        return Look("unverifiable", "next holder active, and memory of no listed process in use", None, None, None)
-    return _whole_device(baseline, sample, terms)
-
-
 def _whole_device(baseline: Baseline, sample: MemorySample, terms: Terms) -> Look:
     """Without the holder's own figures: only as far as the device's can tell."""
     foreign = _foreign(baseline, sample, terms)
     before, left = baseline.sample.used, max(0, sample.used - baseline.sample.used)
     ours = left - _sum(foreign)
-    room = terms.tolerance + (0 if terms.processes_gone else terms.context)
 
-    def say(status: Status, reason: str) -> Look:
-        return Look(status, reason, left, before, sample.used, foreign)
+    def say(status: Status, reason: str, *, for_good: bool = False) -> Look:
+        return Look(status, reason, left, before, sample.used, foreign, for_good)
 
-    if ours > room:
+    if ours > terms.tolerance + terms.context:
         return say("not_freed", f"the device holds {_mib(ours)} more than before")
-    if not baseline.steady:
-        doubt = "memory of others drained" if baseline.steady is False else "it is not known whether others drained"
-        reason = f"NVML gives no figures per process, and {doubt} when the lease began"
-        for_good = not terms.processes_gone  # of theirs, what is in use may still turn out to be others'
-        return Look("unverifiable", reason, left, before, sample.used, foreign, for_good)
+    drained = sample.used < before - terms.tolerance
+    if drained or not baseline.steady:
+        unknown = baseline.steady is None and not drained
+        doubt = "it is not known whether others drained" if unknown else "memory of others drained"
+        return say(
+            "unverifiable", f"NVML gives no figures per process, and {doubt} since the lease began", for_good=True
+        )
     if ours > terms.tolerance:
         return say("freed_except_context", "what is left on the device fits a CUDA context")
     if foreign:
         return say("foreign", f"others came: {_pids(foreign)}")
     return say("freed", "the device is back at the baseline")
+
+
+def _kept_by_kin(baseline: Baseline, sample: MemorySample) -> int:
+    """More than before; one of them may be the next holder."""
+    return 0 if sample.next_holder else max(0, sample.kins - baseline.sample.kins)
 
 
 def _orphaned(baseline: Baseline, sample: MemorySample) -> int:
@@ -217,6 +230,14 @@ def _orphaned(baseline: Baseline, sample: MemorySample) -> int:
     if sample.next_holder or before is None or now is None:
         return 0
     return max(0, now - max(0, before))
+
+
+def _hidden(baseline: Baseline, sample: MemorySample, terms: Terms) -> bool:
+    """Memory of nobody went away since the lease began, and there is some: of those before, or of the holder's."""
+    before, now = baseline.sample.unattributed, sample.unattributed
+    if sample.next_holder or before is None or now is None:
+        return False
+    return now < before - terms.tolerance and now > terms.tolerance + IDLE_BYTES
 
 
 def _foreign(baseline: Baseline, sample: MemorySample, terms: Terms) -> tuple[ProcessMemory, ...]:
@@ -229,13 +250,14 @@ def _foreign(baseline: Baseline, sample: MemorySample, terms: Terms) -> tuple[Pr
 
 
 _BACK: tuple[Status, ...] = ("freed", "freed_except_context")
+_HOLDERS_BACK: tuple[Status, ...] = (*_BACK, "foreign")
 _WORSE: tuple[Status, ...] = (*_BACK, "unverifiable", "foreign", "not_freed")
 
 
 def settled(looks: Sequence[Look]) -> Look | None:
-    """The verdict before the time is over: enough looks in a row say that the memory is back, or that nothing can."""
+    """The verdict before the time is over: enough looks in a row say that the holder's is back, or that none can."""
     last = looks[-PASSES:]
-    sure = all(one.is_back for one in last) or all(one.for_good for one in last)
+    sure = all(one.status in _HOLDERS_BACK for one in last) or all(one.for_good for one in last)
     return _worst(last) if len(last) == PASSES and sure else None
 
 
@@ -264,6 +286,24 @@ def report(gpu: str, verdict: Look, samples: Sequence[MemorySample], terms: Term
         seconds=round(samples[-1].at - released_at, 4) if samples else 0.0,
         foreign=verdict.foreign,
     )
+
+
+def crept(told: MemoryReport, grown: int, holds: int, terms: Terms) -> MemoryReport:
+    """The report on a process that is back, where it has `grown` a little at each of its last `holds`."""
+    if grown <= terms.tolerance + terms.context:
+        return told
+    reason = f"the process keeps {_mib(grown)} more than {holds} holds ago: a little was left by each"
+    return msgspec.structs.replace(told, status="not_freed", reason=reason, bytes=grown)
+
+
+def in_haste(told: MemoryReport, baseline: Baseline, own: int | None, terms: Terms) -> MemoryReport:
+    """The report of one who cannot wait any longer: what is held by no living process may still come back."""
+    if told.status != "not_freed":
+        return told
+    before = baseline.sample.own
+    keeps = own is not None and before is not None and own - before > terms.tolerance + (0 if before else terms.context)
+    reason = f"{told.reason}, {told.seconds:.2f} s after the release, when its manager was closed"
+    return msgspec.structs.replace(told, status="not_freed" if keeps else "unverifiable", reason=reason)
 
 
 def _sum(processes: Sequence[ProcessMemory]) -> int:

@@ -12,16 +12,53 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from aiogpulock import clock
 from aiogpulock.gpu import _driver
 from aiogpulock.gpu.records import GpuDevice, MemoryReading, NvmlError
 
 T = TypeVar("T")
+
+
+class Asked(Generic[T]):
+    """A call that the driver's thread has been given. Await it on any event loop, now or later, as often as needed.
+
+    Raises `NvmlError` where it is awaited; `limit` seconds after the call was given, if somebody waits by then.
+    """
+
+    def __init__(self, nvml: Nvml, what: str, call: Future[T], limit: float) -> None:
+        self._nvml, self._what, self._call, self._limit = nvml, what, call, limit
+        self._deadline = clock.now() + limit
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._answer().__await__()
+
+    @property
+    def answer(self) -> T | None:
+        """What the driver said, if it has; None while it has not, or if it failed."""
+        return self._call.result() if self._call.done() and not self.failed else None
+
+    @property
+    def failed(self) -> bool:
+        """It is over, and there is no answer."""
+        return self._call.cancelled() or (self._call.done() and self._call.exception() is not None)
+
+    async def _answer(self) -> T:
+        """Who is cancelled ends no call: another may wait for it."""
+        try:
+            # A blocked event loop may have kept the thread from running, too: it gets a moment in any case.
+            async with asyncio.timeout(max(self._deadline - clock.now(), self._limit / 100)):
+                return await asyncio.shield(asyncio.wrap_future(self._call))
+        except asyncio.CancelledError:
+            if not self._call.cancelled():
+                raise
+        except TimeoutError:
+            self._call.cancel()  # the thread passes over it if it has not begun
+        raise self._nvml.late(self._what, self._limit)
 
 
 class Nvml:
@@ -52,7 +89,7 @@ class Nvml:
 
     async def devices(self) -> tuple[GpuDevice, ...]:
         """Every GPU in the order of NVML's indices, each followed by its MIG devices. Raises `NvmlError`."""
-        return await self._call("list of devices", _driver.devices)
+        return await self._ask("list of devices", _driver.devices)
 
     async def read(self, uuid: str, *, processes: bool = True, version: int | None = None) -> MemoryReading:
         """The memory of one device. Raises `NvmlError`.
@@ -60,15 +97,19 @@ class Nvml:
         `version`: 1 or 2, to compare with an earlier reading; by default 2, or 1 where the driver refuses that.
         `processes`: with the process list, which takes the driver's lock (4.5 ms against 12 us).
         """
-        return await self._call("memory reading", lambda: _driver.read(uuid, processes=processes, version=version))
+        return await self.ask(uuid, processes=processes, version=version)
+
+    def ask(self, uuid: str, *, processes: bool = True, version: int | None = None) -> Asked[MemoryReading]:
+        """The same, begun at once: whoever asks may block the event loop before the answer is there."""
+        return self._ask("memory reading", lambda: _driver.read(uuid, processes=processes, version=version))
 
     async def utilization(self, uuid: str) -> int:
         """Percent of the last moment, up to 1 s, in which the device computed; MIG has none. Raises `NvmlError`."""
-        return await self._call("utilization", lambda: _driver.utilization(uuid))
+        return await self._ask("utilization", lambda: _driver.utilization(uuid))
 
     async def driver_version(self) -> str:
         """Raises `NvmlError`."""
-        return await self._call("driver version", _driver.version)
+        return await self._ask("driver version", _driver.version)
 
     def close(self) -> None:
         """Shut NVML down soon; a later call starts it again. Does not wait for the driver."""
@@ -80,19 +121,18 @@ class Nvml:
 
     # the caller's side
 
-    async def _call(self, what: str, work: Callable[[], T]) -> T:
+    def _ask(self, what: str, work: Callable[[], T]) -> Asked[T]:
         if self._pid != os.getpid():
             self._reset()
             _driver.after_fork()
-        if self._wedged:
-            raise NvmlError("wedged", f"the NVIDIA driver has not answered for {self._overdue():.1f} s")
         limit = self._deadline if self._ready else self._init_deadline
-        future = self._submit(work)
-        try:
-            async with asyncio.timeout(limit):
-                return await asyncio.wrap_future(future)
-        except TimeoutError:
-            raise self._late(what, limit) from None
+        return Asked(self, what, self._refuse() if self._wedged else self._submit(work), limit)
+
+    def _refuse(self) -> Future[Any]:
+        refused: Future[Any] = Future()
+        text = f"the NVIDIA driver has not answered for {self._overdue():.1f} s"
+        refused.set_exception(NvmlError("wedged", text))
+        return refused
 
     def _submit(self, work: Callable[[], T]) -> Future[T]:
         future: Future[T] = Future()
@@ -104,8 +144,8 @@ class Nvml:
                 self._thread.start()
         return future
 
-    def _late(self, what: str, limit: float) -> NvmlError:
-        """The future is cancelled by now: the thread passes over it if it has not begun."""
+    def late(self, what: str, limit: float) -> NvmlError:
+        """Why a call was not back within `limit` seconds; the driver may be wedged from now on."""
         if self._overdue() < limit / 2:  # other calls took the time, and the driver answers
             return NvmlError("timeout", f"NVML: no {what} within {limit:g} s, other calls came first")
         with self._mutex:

@@ -25,7 +25,7 @@ def quarantine_for(
         task=task,
         processes=tuple((pid, start_time(pid) or 0) for pid in listed) if own is not None else (),
         boot=boot_id(),
-        own_before=own or 0,
+        own_before=(own or 0) + baseline.sample.kins,
         nobodys_before=max(0, nobodys or 0),
         used_before=baseline.sample.used,
         version=baseline.version,

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 from collections.abc import Awaitable, Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +23,6 @@ from aiogpulock.gpu.memory import (
     report,
     sample_of,
     settled,
-    steady,
 )
 from aiogpulock.gpu.records import MemoryReading, NvmlError
 
@@ -43,35 +43,19 @@ def own_pids(companions: Iterable[int] = ()) -> frozenset[int] | None:
 
     ``AIOGPULOCK_NVML_PIDS=same`` says that NVML sees the pids that this program sees.
     """
-    if os.environ.get("AIOGPULOCK_NVML_PIDS") != "same" and not _in_the_initial_namespace():
+    pid = os.getpid()
+    if os.environ.get("AIOGPULOCK_NVML_PIDS") != "same" and not _in_the_initial_namespace(pid):
         return None
-    return frozenset({os.getpid(), *companions})
+    return frozenset({pid, *companions})
 
 
-def _in_the_initial_namespace() -> bool:
+@cache
+def _in_the_initial_namespace(_pid: int) -> bool:
+    """Of the process of that pid, which is this one: a fork may be in another."""
     try:
         return Path("/proc/self/ns/pid").stat().st_ino == _INITIAL_PID_NAMESPACE
     except OSError:
         return False
-
-
-async def watch_baseline(
-    nvml: Reader, uuid: str, pids: frozenset[int] | None, baseline: Baseline, tolerance: int, *, pause: float = 0.25
-) -> Baseline:
-    """Look once more `pause` seconds later: was somebody's memory draining when the lease began? Never raises."""
-    await asyncio.sleep(pause)
-    try:
-        later = sample_of(await nvml.read(uuid, version=baseline.version), pids)
-    except NvmlError:
-        return baseline
-    verdict = steady(baseline.sample, later, tolerance)
-    return Baseline(baseline.sample, baseline.version, baseline.total, verdict)
-
-
-async def first_look(nvml: Reader, uuid: str, pids: frozenset[int] | None) -> Baseline:
-    """Look at the device as a lease begins. Raises `NvmlError`."""
-    reading = await nvml.read(uuid, processes=pids is not None)
-    return Baseline(sample_of(reading, pids), reading.version, reading.total)
 
 
 def unverifiable(gpu: str, reason: str) -> MemoryReport:
@@ -96,6 +80,11 @@ class Pauses:
         self._pause = min(self._pause * GROWTH, LONGEST_PAUSE)
 
 
+def no_kin(_reading: MemoryReading) -> frozenset[int]:
+    """The holder's processes started no others."""
+    return frozenset()
+
+
 async def nobody() -> bool:
     """Nobody was granted the lock."""
     return False
@@ -104,6 +93,7 @@ async def nobody() -> bool:
 class Verification:
     """Looks at a device until its memory is back, twice in a row, or `terms.settle_time` is over.
 
+    `kin` answers which of the listed processes the holder's started.
     `granted` answers whether the lock has been granted to anybody since; it is asked only if a look is not good.
     `ended` gives the reason why a verdict means nothing any more, or an empty text: this process holds the lock again,
     for one.
@@ -117,6 +107,7 @@ class Verification:
         pids: frozenset[int] | None,
         terms: Terms,
         *,
+        kin: Callable[[MemoryReading], frozenset[int]] = no_kin,
         granted: Callable[[], Awaitable[bool]] = nobody,
         ended: Callable[[], str] = str,
     ) -> None:
@@ -125,6 +116,7 @@ class Verification:
         self._uuid = uuid
         self._pids = pids
         self._terms = terms
+        self._kin = kin
         self._granted = granted
         self._ended = ended
         self._next_holder = False
@@ -154,13 +146,23 @@ class Verification:
                 return report(self._gpu, verdict, self._samples, self._terms, begun)
             await pauses.next()
 
+    async def glance(self, baseline: Baseline) -> MemoryReport:
+        """What one look says."""
+        begun = clock.now()
+        try:
+            found = await self._look(baseline)
+        except NvmlError as error:
+            return unverifiable(self._gpu, f"{error.status}: {error}")
+        return report(self._gpu, found, self._samples, self._terms, begun)
+
     async def _look(self, baseline: Baseline) -> Look:
         reading = await self._nvml.read(self._uuid, processes=self._pids is not None, version=baseline.version)
-        sample = sample_of(reading, self._pids, next_holder=self._next_holder)
+        kin = self._kin(reading)
+        sample = sample_of(reading, self._pids, kin=kin, next_holder=self._next_holder)
         found = look(baseline, sample, self._terms)
         if not found.is_back and not self._next_holder and await self._granted():
             self._next_holder = True  # asked after the reading: whoever allocated before it was granted by now
-            sample = sample_of(reading, self._pids, next_holder=True)
+            sample = sample_of(reading, self._pids, kin=kin, next_holder=True)
             found = look(baseline, sample, self._terms)
         self._samples.append(sample)
         return found

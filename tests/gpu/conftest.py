@@ -11,8 +11,8 @@ import msgspec
 import pytest
 import redis
 
-from aiogpulock import GpuLockManager, admission
-from aiogpulock.gpu import footprint, numbering
+from aiogpulock import GpuLockManager, admission, episode
+from aiogpulock.gpu import numbering
 from aiogpulock.gpu.nvml import shared
 from tests.gpu.processes import Told
 from tests.helpers import wait_until
@@ -36,7 +36,7 @@ def sim(driver_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("AIOGPULOCK_NVML_PIDS", "same")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(numbering, "BOUND", tmp_path / "no sysfs")
-    footprint._footprints.clear()
+    episode._episodes.clear()
     admission._blind.clear()
     yield simulation
     simulation.close()

@@ -36,6 +36,12 @@ class Holder:
         self._leases.append(lease)
         return {"held": lease.holder_id, "at": clock.now(), "seconds": clock.now() - begun}
 
+    async def acquire_and_use(self, size: int) -> dict[str, Any]:
+        """The first line of the body allocates."""
+        held = await self.acquire()
+        self._sim.use(0, size)
+        return held
+
     async def release(self) -> dict[str, Any]:
         begun = clock.now()
         try:

@@ -254,7 +254,7 @@ async def test_lists_without_figures(gpu_manager: GpuLockManager, sim: Simulatio
 async def test_in_a_container_nobody_counts_as_foreign(
     gpu_manager: GpuLockManager, stranger: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiogpulock.gpu.verify._in_the_initial_namespace", lambda: False)
+    monkeypatch.setattr("aiogpulock.gpu.verify._in_the_initial_namespace", lambda *_: False)
     monkeypatch.delenv("AIOGPULOCK_NVML_PIDS")
     async with gpu_manager.lock(0, gpu_memory=asked(on_busy="raise")):
         pass

@@ -13,7 +13,6 @@ from tests.nvml_sim import GiB, MiB
 
 ME, OTHER, THIRD = 100, 200, 300
 TERMS = Terms(settle_time=1)
-GONE = Terms(processes_gone=True)
 BACK = ("freed", "freed_except_context")
 
 
@@ -60,6 +59,38 @@ def test_the_holders_own_figure_decides(before: MemorySample, after: MemorySampl
     assert status(before, after, steady=True) == expected
 
 
+def kin_sample(*processes: tuple[int, int], nobodys: int = 0, next_holder: bool = False) -> MemorySample:
+    """OTHER was started by ME."""
+    listed = tuple(ProcessMemory(*process) for process in processes)
+    reading = MemoryReading("GPU-x", 0.0, 80 * GiB, nobodys + sum(size for _, size in processes), 0, 2, listed)
+    return sample_of(reading, frozenset({ME}), kin=frozenset({OTHER}), next_holder=next_holder)
+
+
+def test_what_a_process_started_counts_with_it_but_pays_for_nothing_of_its_own() -> None:
+    cold, warm = kin_sample(), kin_sample((ME, GiB), (OTHER, 5 * GiB))
+    leak = look(baseline(cold), kin_sample((OTHER, GiB)), TERMS)
+    assert (leak.status, leak.left, leak.reason) == (
+        "not_freed",
+        GiB,
+        "processes that the holder started keep 1024 MiB more than before",
+    )
+    assert status(warm, warm) == "freed"
+    assert status(warm, kin_sample((ME, 2 * GiB))) == "not_freed", "what the child gave back hides nothing"
+    assert status(warm, kin_sample((ME, GiB), (OTHER, 5 * GiB), (THIRD, GiB))) == "foreign"
+    assert status(cold, kin_sample((OTHER, 9 * GiB), next_holder=True)) == "freed", "the child may be the next holder"
+
+
+def test_where_memory_of_the_dead_was_given_back_the_rest_of_it_is_nobodys_for_sure() -> None:
+    """A predecessor drains, and a child of the holder was killed."""
+    drained = kin_sample((THIRD, GiB), nobodys=9 * GiB)
+    assert status(kin_sample((THIRD, GiB), nobodys=20 * GiB), drained) == "unverifiable"
+    assert status(kin_sample((THIRD, GiB), nobodys=20 * GiB), kin_sample((THIRD, GiB))) == "freed"
+    assert status(kin_sample((THIRD, GiB), nobodys=9 * GiB), drained) == "freed", "nothing has changed"
+    assert status(kin_sample((THIRD, GiB)), drained) == "not_freed"
+    one = look(baseline(kin_sample((THIRD, GiB), nobodys=20 * GiB)), drained, TERMS)
+    assert settled([one, one]) is None, "it may still come back"
+
+
 @pytest.mark.parametrize("draining", [sample(20 * GiB), sample(0, (OTHER, 20 * GiB))])
 def test_a_predecessor_that_drains_at_the_acquire_hides_no_leak(draining: MemorySample) -> None:
     leak = look(baseline(draining, steady=False), sample(0, (ME, GiB)), TERMS)
@@ -84,6 +115,18 @@ def test_inside_a_container_the_device_tells_what_it_can(
     after: MemorySample, steady: bool | None, expected: str
 ) -> None:
     assert status(sample(7 * MiB, mine=False), after, steady=steady) == expected
+
+
+def test_inside_a_container_memory_that_went_away_proves_that_others_drained() -> None:
+    before = sample(20 * GiB, mine=False)
+    assert status(before, sample(GiB, mine=False), steady=True) == "unverifiable"
+    assert status(before, sample(20 * GiB - 200 * MiB, mine=False), steady=True) == "freed"
+
+
+def test_foreign_is_settled_as_soon_as_the_holders_is_back() -> None:
+    verdict = settled(looks("not_freed", "foreign", "freed"))
+    assert verdict is not None
+    assert verdict.status == "foreign"
 
 
 @pytest.mark.parametrize(
@@ -112,27 +155,6 @@ def test_where_nvml_tells_no_processes_nobody_waits_for_a_verdict_that_cannot_co
     assert once.status == "unverifiable"
     leaked = look(baseline(start), sample(23 * GiB), TERMS)
     assert settled([leaked, leaked]) is None, "what is left may still be given back"
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "steady", "expected"),
-    [
-        (IDLE, sample(0, (ME, GiB)), True, "not_freed"),
-        (IDLE, sample(GiB), True, "not_freed"),
-        (IDLE, sample(400 * MiB), True, "not_freed"),
-        (IDLE, IDLE, None, "freed"),
-        (IDLE, sample(0, (OTHER, 9 * GiB)), None, "freed"),
-        (sample(20 * GiB), sample(GiB), False, "unverifiable"),
-        (sample(20 * GiB), sample(GiB), None, "unverifiable"),
-        (sample(20 * GiB), sample(20 * GiB), True, "freed"),
-        (IDLE, sample(GiB, next_holder=True), True, "unverifiable"),
-        (IDLE, sample(0, (OTHER, 9 * GiB), next_holder=True), True, "freed"),
-    ],
-)
-def test_of_a_process_that_has_ended_nothing_may_stay(
-    before: MemorySample, after: MemorySample, steady: bool | None, expected: str
-) -> None:
-    assert status(before, after, GONE, steady=steady) == expected
 
 
 def looks(*statuses: str) -> list[Look]:

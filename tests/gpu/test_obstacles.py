@@ -8,7 +8,6 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiogpulock.gpu.footprint import Before
 from aiogpulock.gpu.memory import CONTEXT_BYTES, IDLE_BYTES, Baseline, MemoryReport, Terms, look, sample_of
 from aiogpulock.gpu.obstacles import Demands, obstacles
 from aiogpulock.gpu.quarantine import is_over, living, quarantine_for
@@ -108,21 +107,3 @@ def test_a_pid_that_was_given_anew_is_not_the_leaker() -> None:
     ((pid, started),) = quarantine.processes
     assert not living(msgspec.structs.replace(quarantine, processes=((pid, started + 1),)))
     assert not living(msgspec.structs.replace(quarantine, boot="before the reboot"))
-
-
-# the first look
-
-
-@given(early=SIZES, grown=SIZES, idle=st.none() | SIZES, after=SIZES)
-def test_a_late_first_look_never_makes_a_leak_look_freed(early: int, grown: int, idle: int | None, after: int) -> None:
-    """`early`: what the process had before the hold; `grown`: what the body had taken by the first look."""
-    before = Before("GPU-x", frozenset({ME}))
-    late = msgspec.structs.replace(reading(0, (ME, early + grown + MiB), (OTHER, GiB)), at=2.0)
-    before.baseline = Baseline(sample_of(late, before.pids), 2, late.total)
-    before.held_at = 1.0
-    baseline = before.judged(idle, TERMS.tolerance)
-    assert baseline is not None
-    sample = sample_of(reading(0, (ME, after + MiB), (OTHER, GiB)), before.pids)
-    if look(baseline, sample, TERMS).status in ("freed", "freed_except_context"):
-        known = idle or 0
-        assert after + MiB <= known + 2 * TERMS.tolerance + (0 if known else TERMS.context)

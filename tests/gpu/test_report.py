@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
+import redis
 
-from aiogpulock import GpuLockManager, Lease
+from aiogpulock import GpuLockManager, Lease, LeaseLostError
 from aiogpulock.gpu.memory import MemoryReport
 from tests.gpu.processes import Told
-from tests.nvml_sim import GiB, Simulation, uuid
+from tests.helpers import wait_until
+from tests.nvml_sim import GiB, MiB, Simulation, uuid
 from tests.unit.support import eventually
 
 QUICK = {"settle_time": 0.1}
@@ -25,9 +30,12 @@ async def report_of(lease: Lease) -> MemoryReport:
 
 
 async def leak(manager: GpuLockManager, sim: Simulation, size: int, **memory: Any) -> Lease:
-    """One hold that leaves `size` bytes behind."""
+    """One hold that leaves `size` bytes behind. It blocks the event loop from its first line to its last."""
+    looks = sim.call("graphics").count
     async with manager.lock(0, task_name="leaky", gpu_memory=QUICK | memory) as lease:
-        await asyncio.sleep(0.02)  # the first look is over by then
+        if memory.get("policy") != "off":
+            wait_until(lambda: sim.call("graphics").count > looks, description="the first look")
+            time.sleep(0.005)  # noqa: ASYNC251 - which is over then
         sim.use(0, size)
     return lease
 
@@ -61,6 +69,20 @@ async def test_a_leak_of_one_gib_is_named_on_the_lease_in_the_history_and_in_the
     assert (events[0].details["status"], events[0].details["bytes"]) == ("not_freed", str(GiB))
     (status,) = await gpu_manager.status()
     assert status.stats["memory_not_freed"] == 1
+
+
+async def test_a_leak_is_named_that_was_there_before_the_first_look(
+    gpu_manager: GpuLockManager, sim: Simulation
+) -> None:
+    """The second hold: what the process has when it is idle is known from the first."""
+    async with gpu_manager.lock(0) as clean:
+        pass
+    assert (await report_of(clean)).status == "freed"
+    sim.call("compute").delay_ms = 100
+    async with gpu_manager.lock(0, gpu_memory=QUICK) as lease:
+        sim.use(0, GiB)
+    report = await report_of(lease)
+    assert (report.status, report.bytes) == ("not_freed", GiB)
 
 
 async def test_a_process_that_takes_the_lock_again_at_once_is_judged_after_its_last_hold(
@@ -191,7 +213,160 @@ async def test_a_manager_that_closes_gives_its_verdict_a_moment(sim: Simulation,
         dirty = await leak(manager, sim, GiB, settle_time=60)
     assert time.monotonic() - begun < 5
     assert dirty.memory_report is not None
-    assert dirty.memory_report.status == "skipped"
+    assert (dirty.memory_report.status, dirty.memory_report.bytes) == ("not_freed", GiB)
+    assert dirty.memory_report.reason.endswith("s after the release, when its manager was closed")
+
+
+async def test_what_the_dead_left_may_come_back_after_a_manager_was_closed(sim: Simulation, redis_url: str) -> None:
+    manager = GpuLockManager(redis_url, gpu_memory={"nvml": "auto"}, restart_grace=0)
+    async with manager, manager.lock(0) as lease:
+        await asyncio.sleep(0.05)
+        sim.device(0).unattributed = GiB
+    assert lease.memory_report is not None
+    assert lease.memory_report.status == "unverifiable"
+    sim.device(0).unattributed = 0
+
+
+def one_job(redis_url: str, body: Callable[[], None], settle_time: float = 60, *, left: bool = True) -> Lease:
+    """`asyncio.run` with a manager of its own; without `left` it ends while it holds the lock."""
+
+    async def job() -> Lease:
+        memory = {"nvml": "auto", "settle_time": settle_time}
+        beats = {"interval": 0.2, "timeout": 5}
+        manager = GpuLockManager(redis_url, gpu_memory=memory, restart_grace=0, heartbeat=beats)
+        lease = await manager.lock(0).acquire()
+        await asyncio.sleep(0.02)
+        body()
+        if left:
+            await lease.release()
+            await manager.close()
+        return lease
+
+    return asyncio.run(job())
+
+
+def test_a_manager_for_each_event_loop_gets_its_verdicts(
+    sim: Simulation, redis_url: str, redis_cleanup: redis.Redis
+) -> None:
+    clean, leaky, after = (one_job(redis_url, partial(sim.use, 0, size)) for size in (0, GiB, GiB))
+    reports = [lease.memory_report for lease in (clean, leaky, after)]
+    assert [report and report.status for report in reports] == ["freed", "not_freed", "freed"]
+
+
+def test_a_hold_whose_event_loop_was_closed_hides_no_later_verdict(
+    sim: Simulation, redis_url: str, redis_cleanup: redis.Redis
+) -> None:
+    dropped = one_job(redis_url, partial(sim.use, 0, GiB), left=False)
+    after = one_job(redis_url, lambda: None)  # the guard thread has released the other
+    assert dropped.memory_report is None
+    assert after.memory_report is not None
+    assert (after.memory_report.status, after.memory_report.bytes) == ("not_freed", GiB), "what the other left, too"
+
+
+async def test_a_hold_that_begins_before_the_one_before_has_ended_is_judged_with_it(
+    gpu_manager: GpuLockManager, sim: Simulation, redis_url: str
+) -> None:
+    """The reply to a release comes after another task has the lock."""
+    async with GpuLockManager(redis_url, gpu_memory={"nvml": "auto"}, restart_grace=0) as slow:
+        async with slow.lock("another"):
+            pass  # the server knows the scripts
+        first = await slow.lock(0, gpu_memory=QUICK).acquire()
+        await asyncio.sleep(0.05)
+        sim.use(0, GiB)
+        urgent, replied = slow.parts._urgent_client, asyncio.Event()
+        exchange = urgent._exchange
+
+        async def late(commands: Any) -> Any:
+            reply = await exchange(commands)
+            await replied.wait()
+            return reply
+
+        urgent._exchange = late  # type: ignore[method-assign]
+        release = asyncio.create_task(first.release())
+        second = await gpu_manager.lock(0, gpu_memory=QUICK).acquire()
+        replied.set()
+        await release
+        assert (await report_of(first)).status == "skipped"
+        await second.release()
+        report = await report_of(second)
+        assert (report.status, report.bytes) == ("not_freed", GiB)
+
+
+async def test_what_a_child_of_the_holder_keeps_is_the_holders(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    child = await asyncio.create_subprocess_exec("sleep", "60")
+    async with gpu_manager.lock(0, gpu_memory=QUICK) as lease:
+        await asyncio.sleep(0.05)
+        sim.use(0, GiB, pid=child.pid)
+    report = await report_of(lease)
+    child.kill()
+    await child.wait()
+    assert (report.status, report.bytes) == ("not_freed", GiB)
+
+
+async def test_an_orphan_of_the_holder_that_was_seen_is_not_foreign(
+    gpu_manager: GpuLockManager, sim: Simulation
+) -> None:
+    shell = await asyncio.create_subprocess_exec(
+        "sh",
+        "-c",
+        "sleep 60 > /dev/null & echo $!; exec cat",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert shell.stdout is not None
+    orphan = int(await shell.stdout.readline())
+    sim.use(0, GiB, pid=orphan)
+    async with gpu_manager.lock(0, gpu_memory={"settle_time": 0.5}) as lease:
+        await asyncio.sleep(0.05)
+        sim.use(0, 3 * GiB, pid=orphan)
+    await asyncio.sleep(0.1)
+    shell.kill()
+    await shell.wait()
+    report = await report_of(lease)
+    os.kill(orphan, signal.SIGKILL)
+    assert (report.status, report.bytes) == ("not_freed", 2 * GiB)
+
+
+async def test_many_small_leaks_are_named_together(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    reports = []
+    for number in range(1, 9):
+        async with gpu_manager.lock(0, gpu_memory=QUICK) as lease:
+            await asyncio.sleep(0.02)
+            sim.use(0, number * 250 * MiB)
+        reports.append(await report_of(lease))
+    named = [number for number, report in enumerate(reports, 1) if report.status == "not_freed"]
+    assert named == [4, 8], "more than the tolerance and a context, and then anew"
+    assert reports[3].reason == "the process keeps 1000 MiB more than 4 holds ago: a little was left by each"
+
+
+async def test_a_lost_hold_hides_no_leak_from_the_next_verdict(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    lost = await gpu_manager.lock(0).acquire()
+    await asyncio.sleep(0.05)
+    sim.use(0, GiB)
+    assert await gpu_manager.force_release(0)
+    await eventually(lost.lost.is_set, description="the loss")
+    with pytest.raises(LeaseLostError):
+        await lost.release()
+    async with gpu_manager.lock(0, gpu_memory=QUICK) as lease:
+        pass
+    report = await report_of(lease)
+    assert (report.status, report.bytes) == ("not_freed", GiB)
+
+
+async def test_in_a_container_a_predecessor_that_drains_makes_no_leak_look_freed(
+    gpu_manager: GpuLockManager, sim: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AIOGPULOCK_NVML_PIDS")
+    monkeypatch.setattr("aiogpulock.gpu.verify._in_the_initial_namespace", lambda *_: False)
+    sim.device(0).unattributed = 20 * GiB
+    async with gpu_manager.lock(0, gpu_memory=QUICK) as lease:
+        await asyncio.sleep(0.05)
+        sim.use(0, 20 * GiB)
+        sim.device(0).unattributed = 0
+        await asyncio.sleep(0.25)  # the second look sees nothing of that
+        sim.use(0, GiB)
+    report = await report_of(lease)
+    assert (report.status, report.reason[-46:]) == ("unverifiable", "memory of others drained since the lease began")
 
 
 async def test_a_hung_driver_never_stalls_the_loop(gpu_manager: GpuLockManager, sim: Simulation) -> None:
@@ -283,3 +458,19 @@ def test_a_slow_reclaim_delays_nobody(start_holder: Callable[..., Told], sim: Si
     assert sim.device(0).unattributed == 9 * GiB, "the next holder began beside it"
     report = holder.do("report")
     assert (report["status"], report["reason"][:18]) == ("unverifiable", "next holder active"), "whose it is, who knows"
+
+
+@pytest.mark.integration
+def test_who_waited_for_the_lock_may_leak_with_its_first_line(
+    start_holder: Callable[..., Told], sim: Simulation
+) -> None:
+    holder, waiter = start_holder(), start_holder(settle_time=0.1)
+    holder.do("acquire")
+    waiter.begin_to("acquire_and_use", size=GiB)
+    time.sleep(0.2)
+    sim.call("compute").delay_ms = 100
+    holder.do("release")
+    waiter.answer()
+    waiter.do("release")
+    report = waiter.do("report")
+    assert (report["status"], report["bytes"]) == ("not_freed", GiB)

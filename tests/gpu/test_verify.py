@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from aiogpulock import clock
-from aiogpulock.gpu.footprint import Before
+from aiogpulock.episode import Before
+from aiogpulock.foreign import Family
 from aiogpulock.gpu.memory import Baseline, MemoryReport, Terms
 from aiogpulock.gpu.nvml import Nvml
-from aiogpulock.gpu.verify import Verification, first_look, own_pids
+from aiogpulock.gpu.verify import Verification, own_pids
 from tests.helpers import wait_until
 from tests.nvml_sim import GiB, MiB, Simulation, uuid
-from tests.unit.support import eventually
 
 ME = frozenset({os.getpid()})
 QUICK = Terms(settle_time=0.3)
@@ -37,13 +37,17 @@ async def verify(nvml: Nvml, pids: frozenset[int] | None, before: Baseline, term
     return await Verification(nvml, "0", uuid(0), pids, terms, **asked).run(before)
 
 
+async def first_look(nvml: Nvml, pids: frozenset[int] | None) -> Baseline:
+    return await Before(nvml, uuid(0), Family(pids)).baseline(QUICK.tolerance)
+
+
 async def somebody() -> bool:
     """The lock was granted meanwhile."""
     return True
 
 
 async def test_a_clean_holder_is_freed_within_milliseconds(sim: Simulation, nvml: Nvml) -> None:
-    before = await first_look(nvml, uuid(0), ME)
+    before = await first_look(nvml, ME)
     sim.use(0, 9 * GiB)
     sim.use(0, 0)
     report = await verify(nvml, ME, before, Terms())
@@ -52,7 +56,7 @@ async def test_a_clean_holder_is_freed_within_milliseconds(sim: Simulation, nvml
 
 
 async def test_a_leak_of_one_gib_is_named(sim: Simulation, nvml: Nvml) -> None:
-    before = await first_look(nvml, uuid(0), ME)
+    before = await first_look(nvml, ME)
     sim.use(0, GiB)
     report = await verify(nvml, ME, before, QUICK)
     assert (report.status, report.bytes, report.reason) == (
@@ -64,7 +68,7 @@ async def test_a_leak_of_one_gib_is_named(sim: Simulation, nvml: Nvml) -> None:
 
 
 async def test_memory_that_comes_back_late_is_waited_for(sim: Simulation, nvml: Nvml) -> None:
-    before = await first_look(nvml, uuid(0), ME)
+    before = await first_look(nvml, ME)
     sim.use(0, 9 * GiB)
     asyncio.get_running_loop().call_later(0.2, sim.use, 0, 0)
     report = await verify(nvml, ME, before, Terms())
@@ -74,7 +78,7 @@ async def test_memory_that_comes_back_late_is_waited_for(sim: Simulation, nvml: 
 
 
 async def test_a_foreign_process_is_named_and_no_leak(sim: Simulation, nvml: Nvml) -> None:
-    before = await first_look(nvml, uuid(0), ME)
+    before = await first_look(nvml, ME)
     sim.use(0, 5 * GiB, pid=4242)
     report = await verify(nvml, ME, before, QUICK)
     assert report.status == "foreign"
@@ -83,7 +87,7 @@ async def test_a_foreign_process_is_named_and_no_leak(sim: Simulation, nvml: Nvm
 
 async def test_the_same_version_of_the_memory_call_is_compared(sim: Simulation, nvml: Nvml) -> None:
     sim.call("memory_v2").error = 13
-    before = await first_look(nvml, uuid(0), ME)
+    before = await first_look(nvml, ME)
     sim.call("memory_v2").error = 0
     sim.device(0).reserved = 512 * MiB
     report = await verify(nvml, ME, Baseline(before.sample, before.version, before.total, True), QUICK)
@@ -95,7 +99,7 @@ async def test_the_same_version_of_the_memory_call_is_compared(sim: Simulation, 
 async def test_every_error_of_the_driver_is_unverifiable_with_its_reason(
     sim: Simulation, nvml: Nvml, code: int
 ) -> None:
-    before = await first_look(nvml, uuid(0), ME)
+    before = await first_look(nvml, ME)
     sim.call("by_uuid").error = code
     report = await verify(nvml, ME, before, QUICK)
     assert report.status == "unverifiable"
@@ -103,7 +107,7 @@ async def test_every_error_of_the_driver_is_unverifiable_with_its_reason(
 
 
 async def test_a_hung_driver_is_unverifiable_after_its_deadline(sim: Simulation, nvml: Nvml) -> None:
-    before = await first_look(nvml, uuid(0), ME)
+    before = await first_look(nvml, ME)
     with sim.hung("compute"):
         started = time.monotonic()
         report = await verify(nvml, ME, before, Terms())
@@ -113,13 +117,14 @@ async def test_a_hung_driver_is_unverifiable_after_its_deadline(sim: Simulation,
 
 
 async def test_a_lock_that_this_process_holds_again_is_skipped(sim: Simulation, nvml: Nvml) -> None:
-    before = await first_look(nvml, uuid(0), ME)
+    before = await first_look(nvml, ME)
     report = await verify(nvml, ME, before, QUICK, ended=lambda: "same process")
     assert (report.status, report.reason[:12]) == ("skipped", "same process")
 
 
 async def test_without_figures_the_next_holder_makes_it_unverifiable(sim: Simulation, nvml: Nvml) -> None:
-    before = await first_look(nvml, uuid(0), None)
+    sim.device(0).unattributed = GiB
+    before = await first_look(nvml, None)
     report = await verify(nvml, None, before, QUICK, granted=somebody)
     assert report.status == "unverifiable"
     assert report.reason.startswith("next holder active")
@@ -127,13 +132,12 @@ async def test_without_figures_the_next_holder_makes_it_unverifiable(sim: Simula
 
 async def test_of_a_killed_process_the_slow_reclaim_is_waited_for(sim: Simulation, nvml: Nvml) -> None:
     with subprocess.Popen(["sleep", "60"]) as child:  # noqa: ASYNC220 - it starts nothing that waits
-        before = await first_look(nvml, uuid(0), frozenset({child.pid}))
+        companions = frozenset({child.pid})
+        before = await first_look(nvml, companions)
         sim.use(0, 9 * GiB, pid=child.pid, watched=True)
         sim.reap(after_ms=300)
         child.kill()
-    steady = Baseline(before.sample, before.version, before.total, steady=True)
-    terms = Terms(processes_gone=True)
-    report = await verify(nvml, frozenset({child.pid}), steady, terms)
+    report = await verify(nvml, companions, before, Terms())
     assert report.status == "freed"
     assert 0.25 < report.seconds < 3
 
@@ -141,35 +145,40 @@ async def test_of_a_killed_process_the_slow_reclaim_is_waited_for(sim: Simulatio
 async def test_a_second_look_finds_what_drained_at_the_acquire(sim: Simulation, nvml: Nvml) -> None:
     async def steady(now: int, later: int) -> bool | None:
         sim.device(0).unattributed = now
-        before = Before(uuid(0), None)
-        looking = asyncio.create_task(before.look(nvml, 256 * MiB))
-        await eventually(lambda: before.baseline, description="the first look")
+        before = Before(nvml, uuid(0), Family(None))
+        assert (await before.baseline(256 * MiB)).steady is (None if now else True)
         sim.device(0).unattributed = later
-        await looking
-        assert before.baseline is not None
-        return before.baseline.steady
+        await before.seen(twice=True)
+        return (await before.baseline(256 * MiB)).steady
 
     assert await steady(20 * GiB, 20 * GiB)
     assert await steady(20 * GiB, GiB) is False
+    assert await steady(0, 20 * GiB), "on an idle device there was nothing to drain"
+
+
+async def late_look(nvml: Nvml, idle: int | None) -> Baseline:
+    before = Before(nvml, uuid(0), Family(ME))
+    before.held_at, before.idle = clock.now() - 1, idle
+    return await before.baseline(256 * MiB)
 
 
 async def test_a_first_look_that_may_hold_the_bodys_own_proves_nothing(sim: Simulation, nvml: Nvml) -> None:
     sim.use(0, 3 * GiB)
-    before = Before(uuid(0), ME)
-    before.held_at = clock.now()
-    await before.look(nvml, 256 * MiB)
-    doubtful = before.judged(None, 256 * MiB)
-    assert doubtful is not None
+    doubtful = await late_look(nvml, None)
     report = await verify(nvml, ME, doubtful, Terms())
     assert report.status == "unverifiable"
     assert "ms after the hold began" in report.reason
     assert report.seconds < 1, "no later look can change it"
-    for idle, doubt in ((GiB, True), (3 * GiB, False)):
-        judged = before.judged(idle, 256 * MiB)
-        assert judged is not None
-        assert bool(judged.doubt) == doubt
     sim.use(0, 5 * GiB)
     assert (await verify(nvml, ME, doubtful, QUICK)).status == "not_freed"
+
+
+async def test_a_late_first_look_gives_way_to_what_the_process_had_when_idle(sim: Simulation, nvml: Nvml) -> None:
+    sim.use(0, 3 * GiB)
+    leak = await verify(nvml, ME, await late_look(nvml, GiB), QUICK)
+    assert (leak.status, leak.bytes) == ("not_freed", 2 * GiB)
+    assert (await verify(nvml, ME, await late_look(nvml, 3 * GiB), QUICK)).status == "freed"
+    assert (await late_look(nvml, GiB)).sample.unattributed == 0, "what the body took is nobody's leftover"
 
 
 def test_own_pids_are_known_only_where_nvml_numbers_processes_as_we_do(monkeypatch: pytest.MonkeyPatch) -> None:
