@@ -19,7 +19,7 @@ from aiogpulock.errors import ConfigError, DeviceBusyError, DeviceQuarantinedErr
 from aiogpulock.foreign import family, named
 from aiogpulock.gpu.memory import PASSES
 from aiogpulock.gpu.obstacles import Demands, Kind, Obstacle, gib, obstacles
-from aiogpulock.gpu.quarantine import living
+from aiogpulock.gpu.quarantine import still_theirs
 from aiogpulock.gpu.records import Gpu, MemoryReading, NvmlError
 from aiogpulock.gpu.verify import Pauses
 from aiogpulock.lease import Hold
@@ -106,7 +106,9 @@ class Admission:
             idle=memory.on_busy in ("wait", "raise") or (self._dirty and memory.on_busy == "warn"),
             drained=self._dirty,
             quarantine=self._quarantine,
-            quarantined_pids=living(self._quarantine) if self._quarantine is not None and pids is not None else None,
+            quarantined_pids=still_theirs(self._quarantine)
+            if self._quarantine is not None and pids is not None
+            else None,
         )
 
     async def run(self) -> None:

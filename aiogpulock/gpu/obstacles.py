@@ -27,7 +27,7 @@ class Demands(msgspec.Struct, frozen=True, kw_only=True):
     """What processes that have ended left must be gone: the holder before died."""
     quarantine: Quarantine | None = None
     quarantined_pids: frozenset[int] | None = None
-    """Those of its processes that live; None: that cannot be told here."""
+    """Those that are still its processes'; None: that cannot be told here."""
 
     @property
     def kinds(self) -> tuple[Kind, ...]:

@@ -36,19 +36,20 @@ def quarantine_for(
     return msgspec.json.encode(quarantine).decode()
 
 
-def living(quarantine: Quarantine) -> frozenset[int]:
+def still_theirs(quarantine: Quarantine) -> frozenset[int]:
     """The pids that are still the holder's: one that was given anew, or since a reboot, is somebody else's.
 
-    Only for a process that numbers processes as NVML does.
+    A process that has ended and that NVML still lists is the holder's. Only for who numbers processes as NVML does.
     """
-    here = quarantine.boot == boot_id()
-    return frozenset(pid for pid, started in quarantine.processes if here and start_time(pid) == started)
+    if quarantine.boot != boot_id():
+        return frozenset()
+    return frozenset(pid for pid, started in quarantine.processes if start_time(pid) in (None, started))
 
 
 def is_over(quarantine: Quarantine, reading: MemoryReading, theirs: frozenset[int] | None = None) -> bool:
     """The memory has come back: the holder's, where NVML gives figures per process, or else the whole device's.
 
-    `theirs`: the pids that are `living`; None: not known, all count. Memory of no listed process may still be the
+    `theirs`: the pids that are `still_theirs`; None: not known, all count. Memory of no listed process may still be the
     holder's, or its children's.
     """
     own = reading.bytes_of(theirs if theirs is not None else frozenset(pid for pid, _ in quarantine.processes))

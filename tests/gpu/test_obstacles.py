@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from aiogpulock.gpu.memory import CONTEXT_BYTES, IDLE_BYTES, Baseline, MemoryReport, Terms, look, sample_of
 from aiogpulock.gpu.obstacles import Demands, obstacles
-from aiogpulock.gpu.quarantine import is_over, living, quarantine_for
+from aiogpulock.gpu.quarantine import is_over, quarantine_for, still_theirs
 from aiogpulock.gpu.records import MemoryReading, ProcessMemory
 from aiogpulock.models import Quarantine, quarantine_of
 from tests.nvml_sim import GiB, MiB
@@ -103,7 +103,10 @@ def test_a_pid_that_was_given_anew_is_not_the_leaker() -> None:
     mine = frozenset({os.getpid()})
     quarantine = quarantined(reading(0), reading(0, (os.getpid(), 9 * GiB)), mine)
     assert quarantine is not None
-    assert living(quarantine) == mine
+    assert still_theirs(quarantine) == mine
     ((pid, started),) = quarantine.processes
-    assert not living(msgspec.structs.replace(quarantine, processes=((pid, started + 1),)))
-    assert not living(msgspec.structs.replace(quarantine, boot="before the reboot"))
+    assert not still_theirs(msgspec.structs.replace(quarantine, processes=((pid, started + 1),)))
+    assert not still_theirs(msgspec.structs.replace(quarantine, boot="before the reboot"))
+    ended = 4_000_000
+    gone = msgspec.structs.replace(quarantine, processes=((ended, started),))
+    assert still_theirs(gone) == {ended}, "one that has ended, and is listed all the same"
