@@ -78,6 +78,14 @@ class _Stderr(logging.Handler):
         complain(text)
 
 
+def listen(level: str) -> None:
+    """Show what the library logs from `level` on; at first it is warnings and worse."""
+    logger = logging.getLogger("aiogpulock")
+    logger.setLevel(level.upper())
+    for handler in logger.handlers:
+        handler.setLevel(level.upper())
+
+
 def _repair_streams() -> None:
     """A closed stream gets a file, so that no socket of ours gets its number; a command under `run` finds it closed.
 

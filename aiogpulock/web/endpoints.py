@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from http import HTTPStatus
-from typing import Any
 
 import msgspec
 from msgspec.structs import asdict
@@ -22,6 +21,7 @@ from aiogpulock.web.sight import FindManager, Observer, Sight
 
 HISTORY_LIMIT = 1000
 BODY_BYTES = 16 * 1024
+EXAMPLE = '{"gpu_id": "0", "holder_id": "…", "reason": "stuck"}'
 READY_SECONDS = 3.0
 """Probes give up early; Redis that does not answer in this time is not ready."""
 
@@ -146,8 +146,7 @@ async def _body(request: Request) -> bytes:
 
 
 def _decoded(body: bytes) -> ReleaseRequest:
-    example: dict[str, Any] = {"gpu_id": "0", "holder_id": "…"}
     try:
         return _release_decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Problem(HTTPStatus.BAD_REQUEST, f"{error}; expected JSON such as {example}") from None
+        raise Problem(HTTPStatus.BAD_REQUEST, f"{error}; expected JSON such as {EXAMPLE}") from None
