@@ -85,10 +85,10 @@ def _violations(fault: Fault, arena: Arena, report: Message, result: Result) -> 
         report["overlaps"] += sum(each.startswith("overlap") for each in judged)
         judged = [each for each in judged if not each.startswith(("overlap", "regression: wrote"))]
     # Each cycle makes it happen: how many there are is no matter of luck.
-    if fault.must_bite and (bites := report[fault.must_bite]) < result.cycles:
-        judged.append(
-            f"did not bite: {bites} {fault.must_bite} in {result.cycles} cycles, each of which must cause one"
-        )
-    if fault.patient and (refused := arena.count("refused") + arena.count("unreachable")):
-        judged.append(f"gave up: {refused} acquisitions ended with an error")
+    if fault.must_bite and (bites := report[fault.must_bite]) < (done := len(result.recoveries)):
+        judged.append(f"did not bite: {bites} {fault.must_bite} in {done} cycles, each of which must cause one")
+    if fault.patient and (
+        refused := [event["error"] for event in (*arena.said("refused"), *arena.said("unreachable"))]
+    ):
+        judged.append(f"gave up: {len(refused)} acquisitions ended with an error: {', '.join(sorted({*refused}))}")
     return judged + arena.violations + [f"broken: {event['traceback']}" for event in arena.said("broken")]
