@@ -78,7 +78,7 @@ def hunt(killer: str, tree: Path) -> str:
     done = subprocess.run(
         [sys.executable, *command],
         cwd=tree,
-        env={**os.environ, "PYTHONPATH": str(tree)},
+        env={**os.environ, "PYTHONPATH": str(tree), "COLUMNS": "500"},  # a reason in full
         capture_output=True,
         text=True,
         timeout=600,

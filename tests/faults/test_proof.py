@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.faults import mutants
+from tests.planted import Edit, Mutant
 from tests.proof import TAIL, run, summary
 
 
@@ -18,3 +20,11 @@ def test_the_last_lines_of_a_failed_part_are_printed_again_at_the_end(capfd: pyt
     assert again == [*(f"line {n}" for n in range(1, TAIL)), "the reason"]
     assert passed.split()[0] == "passed"
     assert failed.startswith("failed (3)")
+
+
+def test_a_planted_bug_that_only_breaks_the_program_is_not_killed() -> None:
+    edit = Edit("liveness.py", "not readable and now_started == started", "not readible and now_started == started")
+    killer = "tests/unit/test_liveness.py::test_a_reused_pid_is_another_process"
+    verdict = mutants.judge(Mutant("misspelt", killer, (edit,)))
+    assert not verdict.killed
+    assert "NameError" in verdict.refused
