@@ -91,4 +91,4 @@ def hunt(killer: str, tree: Path) -> str:
     assert done.returncode == 0 or lines, f"{killer} fell over: {done.stdout[-2000:]}{done.stderr[-2000:]}"
     if done.returncode == 0:
         return ""
-    return lines[0].removeprefix(f"{killer}: ").removeprefix("FAILED tests/unit/")
+    return lines[0].removeprefix(f"{killer}: ").removeprefix(f"FAILED {killer}").removeprefix(" - ")
