@@ -317,11 +317,11 @@ end
 
 -- One waiter beside the holder is told until when to watch: an expiry or a crash announces itself to nobody.
 local function tell_next(unreachable)
-  local message = string.format('{"type":"watch","lock":"%s","holder":"%s","deadline_in":%.0f,"process":%s}',
-    LOCK, holder.id, math.max(0, holder.deadline - now), holder.process ~= '' and holder.process or 'null')
   walk(0, false, function(seat, inbox)
     if seat.id == holder.id or inbox.mode ~= 'push' or inbox.deaf or unreachable[seat.inbox] then return false end
-    unreachable[seat.inbox] = tell(seat.inbox, message) == 0
+    unreachable[seat.inbox] = tell(seat.inbox, string.format(
+      '{"type":"watch","lock":"%s","holder":"%s","deadline_in":%.0f,"process":%s}', LOCK, holder.id,
+      math.max(0, holder.deadline - now), holder.process ~= '' and holder.process or 'null')) == 0
     return not unreachable[seat.inbox]
   end)
 end
