@@ -315,15 +315,25 @@ end
 
 -- grant --------------------------------------------------------------------------------------------------------
 
--- One waiter beside the holder is told until when to watch: an expiry or a crash announces itself to nobody.
+-- One waiter beside the holder is told until when to watch: an expiry or a crash announces itself to nobody. One of the
+-- holder's own inbox would die with it, so it is the first of another, if there is one among the next.
 local function tell_next(unreachable)
+  local function watches(inbox)
+    return tell(inbox, string.format('{"type":"watch","lock":"%s","holder":"%s","deadline_in":%.0f,"process":%s}', LOCK,
+      holder.id, math.max(0, holder.deadline - now), holder.process ~= '' and holder.process or 'null')) > 0
+  end
+  local beside, told = 0, false
   walk(0, false, function(seat, inbox)
     if seat.id == holder.id or inbox.mode ~= 'push' or inbox.deaf or unreachable[seat.inbox] then return false end
-    unreachable[seat.inbox] = tell(seat.inbox, string.format(
-      '{"type":"watch","lock":"%s","holder":"%s","deadline_in":%.0f,"process":%s}', LOCK, holder.id,
-      math.max(0, holder.deadline - now), holder.process ~= '' and holder.process or 'null')) == 0
-    return not unreachable[seat.inbox]
+    if seat.inbox == holder.inbox then
+      beside = beside + 1
+      return beside == CHUNK
+    end
+    told = watches(seat.inbox)
+    unreachable[seat.inbox] = not told
+    return told
   end)
+  if beside > 0 and not told then watches(holder.inbox) end
 end
 
 -- Gives the free lock to the first waiter that can take it: `caller` (an acquire's id) in the reply, a polling

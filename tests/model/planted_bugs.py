@@ -288,6 +288,11 @@ MUTANTS = (
         (Edit("acquire", "    recheck_in = math.max(0, holder.deadline - now)\n", ""),),
     ),
     Mutant(
+        "a holder is watched by its own program alone",
+        "test_the_first_of_another_program_watches_the_holder",
+        (Edit("prelude", "      return beside == CHUNK\n", "      return true\n"),),
+    ),
+    Mutant(
         "a retried acquire reaps its own lease and locks for an ended id",
         "late-retry",
         (

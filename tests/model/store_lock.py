@@ -21,9 +21,14 @@ class StoreLock:
         self.store = Store()
         self.now_us = START_US
         self.inboxes: set[str] = set()
-        self.messages: list[dict[str, Any]] = []
-        """What the last call published, to whom it reached."""
+        self.sent: list[tuple[str, dict[str, Any]]] = []
+        """What the last call published and somebody received: channel and message."""
         self.window, self.grace = 2000, 5000
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """What the last call published, to whom it reached."""
+        return [message for _, message in self.sent]
 
     def advance(self, ms: float) -> None:
         self.now_us += round(ms * 1000)
@@ -35,7 +40,7 @@ class StoreLock:
         if outcome.error:
             raise ScriptFailed(f"{name}: {outcome.error}")
         self.store = outcome.store
-        self.messages = [json.loads(m.payload) for m in outcome.messages if m.receivers]
+        self.sent = [(m.channel, json.loads(m.payload)) for m in outcome.messages if m.receivers]
         return outcome.reply
 
     def acquire(self, waiter: str, **changed: Any) -> list[Any]:

@@ -210,3 +210,29 @@ def test_a_fresh_claim_of_a_dead_holders_lock_waits_out_the_deadline(lock: Store
     assert reply[0] == "waiting"
     lock.advance(reply[4])
     assert lock.acquire("b")[0] == "held"
+
+
+def test_the_first_of_another_program_watches_the_holder(lock: StoreLock) -> None:
+    """Who stands next would die with the holder if both are of one program."""
+    lock.inboxes = {"inbox-b", "inbox-c"}
+    _, token, *_ = lock.acquire("a")
+    for waiter in ("b", "b2", "b3"):
+        lock.acquire(waiter, inbox="inbox-b")
+    lock.acquire("c")
+    told = _told_to_watch(lock, "a", token)
+    assert told == ["inbox-c"]
+
+
+def test_a_program_that_waits_alone_watches_its_own_holder(lock: StoreLock) -> None:
+    lock.inboxes = {"inbox-b"}
+    _, token, *_ = lock.acquire("a")
+    for waiter in ("b", *(f"b{number}" for number in range(40))):
+        lock.acquire(waiter, inbox="inbox-b")
+    assert _told_to_watch(lock, "a", token) == ["inbox-b"]
+    assert lock.messages[-1]["holder"] == "b", "it knows when that lease ends"
+
+
+def _told_to_watch(lock: StoreLock, holder: str, token: int) -> list[str]:
+    """The inboxes that a release sends to watch the next holder."""
+    lock.release(holder, token)
+    return [channel for channel, message in lock.sent if message.get("type") == "watch"]
