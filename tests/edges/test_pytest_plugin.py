@@ -28,6 +28,10 @@ ROOT = Path(__file__).parents[2]
 LOCKS, QUEUES = "gpu_lock:*", "{gpu_lock:*}:queue"
 """Patterns of keys: a lock that is held, a queue where somebody waits."""
 Run = Callable[..., pytest.RunResult]
+since_pytest_9 = pytest.mark.skipif(
+    pytest.version_tuple < (9,),
+    reason="pytest 8 has no such ini key, and meets two equal options too late for a plugin",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -315,9 +319,10 @@ def test_a_bad_mark_is_an_error_of_one_line_for_its_test(run: Run, monkeypatch: 
             "--gpu-required and --gpu-lock-without-gpu=run are at odds*",
         ),
         (["--gpu-lock-max-wait=0", "-n2"], "--gpu-lock-max-wait=0 and the workers of pytest-xdist are at odds: *"),
-        (
+        pytest.param(
             [*("-o", "faulthandler_timeout=5", "-o", "faulthandler_exit_on_timeout=true"), "--gpu-lock-max-wait=60"],
             "faulthandler_exit_on_timeout ends the run after 5 s, and --gpu-lock-max-wait lets a test wait for 60 s: *",
+            marks=since_pytest_9,
         ),
     ],
 )
@@ -337,6 +342,7 @@ def test_a_wait_goes_without_the_plugin_whose_limit_it_is_compared_with(pytester
     outcomes(pytester.runpytest_subprocess("-p", "no:faulthandler", "--gpu-lock-max-wait=5"), passed=1)
 
 
+@since_pytest_9
 def test_another_plugin_with_the_same_option_is_named(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(other="def pytest_addoption(parser): parser.addoption('--gpu-required', action='store_true')")
     pytester.syspathinsert()
@@ -405,9 +411,10 @@ def test_a_lost_lease_is_an_error_of_the_test_that_lost_it(run: Run) -> None:
         @pytest.mark.gpu_lock(0, heartbeat={"interval": 0.1, "timeout": 5})
         def test_it(gpu_lock):
             with redis.Redis.from_url(os.environ["REDIS_URL"]) as client:
-                client.set(gpu_lock.key, "locked_by_another:program", px=500)
-            while not gpu_lock.lost.is_set():
-                time.sleep(0.01)
+                client.set(gpu_lock.key, "locked_by_another:program", px=60_000)
+                while not gpu_lock.lost.is_set():
+                    time.sleep(0.01)
+                client.delete(gpu_lock.key)
         """
     )
     outcomes(result, passed=1, errors=1)
