@@ -58,11 +58,19 @@ RECLAIMERS: dict[str, Callable[[], bool]] = {"gc": _gc, "torch": _torch, "cupy":
 """By the name in ``gpu_memory.cleanup``; each answers whether its module was there."""
 
 
+_overdue: threading.Thread | None = None
+"""The thread of a reclaimer that hangs: until it comes back, no other one is started."""
+
+
 async def reclaim(names: Sequence[str], *, timeout: float = 10.0) -> tuple[Reclaimed, ...]:
     """Run the reclaimers in this order, `timeout` seconds for all of them. Never raises but for cancellation.
 
-    The thread is a daemon: a reclaimer that hangs in the driver does not keep the program from ending.
+    The thread is a daemon: a reclaimer that hangs in the driver does not keep the program from ending. While one hangs,
+    all are "late" at once.
     """
+    global _overdue
+    if _overdue is not None and _overdue.is_alive():
+        return tuple(Reclaimed(name, "late", 0.0, "an earlier reclaimer hangs") for name in names)
     results: list[Reclaimed] = []
     loop, done = asyncio.get_running_loop(), asyncio.Event()
 
@@ -77,11 +85,13 @@ async def reclaim(names: Sequence[str], *, timeout: float = 10.0) -> tuple[Recla
         finally:
             finished()
 
-    threading.Thread(target=work, name="aiogpulock-reclaim", daemon=True).start()
+    thread = threading.Thread(target=work, name="aiogpulock-reclaim", daemon=True)
+    thread.start()
     try:
         async with asyncio.timeout(timeout):
             await done.wait()
     except TimeoutError:
+        _overdue = thread
         logger.warning("the reclaimer %s did not end within %g s", names[len(results)], timeout)
     so_far = tuple(results)
     return (*so_far, *(Reclaimed(name, "late", timeout) for name in names[len(so_far) :]))

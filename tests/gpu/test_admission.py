@@ -227,7 +227,7 @@ async def test_a_cancelled_wait_leaves_nothing_behind(gpu_manager: GpuLockManage
 
 
 async def test_warn_names_the_others_once_and_ignore_does_not(
-    gpu_manager: GpuLockManager, stranger: int, caplog: pytest.LogCaptureFixture
+    gpu_manager: GpuLockManager, sim: Simulation, stranger: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     def warnings() -> list[str]:
         return [record.message for record in caplog.records if "others use the GPU" in record.message]
@@ -237,6 +237,12 @@ async def test_warn_names_the_others_once_and_ignore_does_not(
             await asyncio.sleep(0.3)
         assert len(warnings()) == count
     assert f"is held by mine, and others use the GPU: pid {stranger} (sleep) with 9216 MiB" in warnings()[0]
+    known = gpu_manager.caretaker._others._known
+    assert [pid for pid, _ in known[uuid(0)]] == [stranger]
+    sim.use(0, 0, pid=stranger)
+    async with gpu_manager.lock(0, gpu_memory=asked(0.05)):
+        await asyncio.sleep(0.2)
+    assert not known[uuid(0)], "who has left is forgotten"
 
 
 @pytest.mark.parametrize("listing", ["no_bytes", "nothing"])

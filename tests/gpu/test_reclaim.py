@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import threading
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ import pytest
 from aiogpulock.config.values import RECLAIMER_NAMES, check_reclaimers
 from aiogpulock.errors import ConfigError
 from aiogpulock.gpu.reclaim import RECLAIMERS, reclaim
+from tests.unit.support import eventually
 
 
 class Calls(list[str]):
@@ -64,9 +64,15 @@ async def test_one_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) ->
     hang = threading.Event()
     monkeypatch.setitem(RECLAIMERS, "torch", lambda: hang.wait(10))
     outcomes = [one.outcome for one in await reclaim(["gc", "torch", "cupy"], timeout=0.1)]
-    hang.set()
     assert outcomes == ["done", "late", "late"]
-    await asyncio.sleep(0.05)
+    threads = threading.active_count()
+    again = [one.outcome for one in await reclaim(["gc", "torch"])]
+    assert (again, threading.active_count()) == (["late", "late"], threads), "one hung thread, not one a release"
+    hang.set()
+    await eventually(
+        lambda: not any(one.name == "aiogpulock-reclaim" for one in threading.enumerate()), description="its end"
+    )
+    assert [one.outcome for one in await reclaim(["gc", "torch"])] == ["done", "done"]
 
 
 def test_an_unknown_reclaimer_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import pickle
 import sys
 import time
@@ -10,13 +11,17 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import anyio
 import pytest
+import redis
 
 from aiogpulock import GpuLockManager, Lease, LeaseLostError, LockTimeoutError, MemoryNotFreedError, sync
 from aiogpulock.gpu import reclaim
+from aiogpulock.keys import lock_keys
 from aiogpulock.models import LockSnapshot
 from tests.gpu.processes import Told
-from tests.nvml_sim import GiB, Simulation
+from tests.gpu.test_report import counting
+from tests.nvml_sim import GiB, Simulation, uuid
 from tests.unit.support import eventually
 
 
@@ -103,6 +108,67 @@ async def test_a_cancellation_ends_the_wait_and_the_lock_is_free(gpu_manager: Gp
     with pytest.raises(asyncio.CancelledError):
         await release
     assert (await snapshot(gpu_manager)).value is None
+
+
+@pytest.mark.parametrize("how", ["task", "scope"])
+async def test_a_release_under_quarantine_that_is_cancelled_leaves_its_quarantine(
+    gpu_manager: GpuLockManager, sim: Simulation, how: str
+) -> None:
+    lease = await gpu_manager.lock(0, gpu_memory=memory("quarantine", 60)).acquire()
+    sim.use(0, GiB)
+    if how == "task":
+        release = asyncio.create_task(lease.release())
+        await asyncio.sleep(0.05)
+        release.cancel()
+        await asyncio.wait([release])
+        assert release.cancelled()
+    else:  # cancels at every await
+        with anyio.move_on_after(0):
+            await lease.release()
+    lock = await snapshot(gpu_manager)
+    assert lock.value is None
+    assert "left 1024 MiB" in (lock.quarantine or "")
+
+
+async def test_a_release_under_quarantine_that_is_cancelled_tells_nothing_of_a_clean_hold(
+    gpu_manager: GpuLockManager, sim: Simulation
+) -> None:
+    lease = await gpu_manager.lock(0, gpu_memory=memory("quarantine", 60)).acquire()
+    with anyio.move_on_after(0):
+        await lease.release()
+    lock = await snapshot(gpu_manager)
+    assert (lock.value, lock.quarantine) == (None, None)
+
+
+async def test_nobody_is_told_of_draining_where_the_memory_is_back_at_once(
+    gpu_manager: GpuLockManager, sim: Simulation
+) -> None:
+    async with gpu_manager.lock(0, gpu_memory=memory("hold")):
+        pass
+    lease = await gpu_manager.lock(0, gpu_memory=memory("hold")).acquire()
+    seen, urgent = [], gpu_manager.parts._urgent_client
+    urgent._exchange = counting(urgent._exchange, seen)  # type: ignore[method-assign]
+    await lease.release()
+    assert [command[0] for command in seen] == ["EVALSHA"], "the release alone"
+
+
+async def test_a_leaked_lease_keeps_nobody_waiting_for_its_memory(
+    gpu_manager: GpuLockManager, sim: Simulation, redis_cleanup: redis.Redis
+) -> None:
+    """Its release is an errand, and others wait behind it. The next holder looks."""
+    lease = await gpu_manager.lock(0, gpu_memory=memory("hold", 60)).acquire()
+    sim.use(0, GiB)
+    with pytest.warns(ResourceWarning, match="was never released"):
+        del lease
+        gc.collect()
+
+    async def free() -> bool:
+        return (await snapshot(gpu_manager)).value is None
+
+    begun = time.monotonic()
+    await eventually(free, description="the release")
+    assert time.monotonic() - begun < 20
+    assert redis_cleanup.hget(lock_keys(uuid(0), "gpu_lock").fence, "dirty") == "1"
 
 
 # raise
@@ -256,12 +322,18 @@ async def test_a_second_release_waits_for_the_first_and_hands_nothing_on(
     assert hooks == ["hook"]
 
 
-async def test_a_clean_up_hook_may_release_the_lease_itself(gpu_manager: GpuLockManager) -> None:
+async def test_a_clean_up_hook_may_release_the_lease_itself(
+    gpu_manager: GpuLockManager, caplog: pytest.LogCaptureFixture
+) -> None:
     leases: list[Lease] = []
+    after: list[str | None] = []
 
     async def hook() -> None:
         await leases[0].release()
+        after.append((await snapshot(gpu_manager)).phase)
 
     leases.append(await gpu_manager.lock(0, cleanup=hook).acquire())
     await asyncio.wait_for(leases[0].release(), 5)
+    assert after == ["held"], "it is a part of the release that called it, and comes once"
     assert (await snapshot(gpu_manager)).value is None
+    assert not caplog.messages, "the hook did not fail"
