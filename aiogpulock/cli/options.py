@@ -56,7 +56,8 @@ def target_options(command: F) -> F:
 
     decorated: Any = with_target
     for name, metavar, text in reversed(_TARGET_OPTIONS):
-        decorated = click.option(name, metavar=metavar, help=text)(decorated)
+        kind = click.Path() if metavar == "FILE" else None  # for the shell's completion
+        decorated = click.option(name, metavar=metavar, type=kind, help=text)(decorated)
     return decorated  # type: ignore[no-any-return]
 
 

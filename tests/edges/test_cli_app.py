@@ -66,3 +66,19 @@ def test_closed_streams_are_no_failure(shell: Shell, redis_cleanup: redis.Redis)
         timeout=60,
     )
     assert closed.returncode == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "completion"),
+    [
+        ("run -- xar", "plain,xargs"),  # a command, as the shell itself would
+        ("run --gpu 1 -- python tr", "file,tr"),
+        ("run -- ./tr", "file,./tr"),
+        ("status --config se", "file,se"),
+        ("config check se", "file,se"),
+    ],
+)
+def test_bash_completes_what_run_runs_and_files(shell: Shell, words: str, completion: str) -> None:
+    typed = f"aiogpulock {words}"
+    variables = {"_AIOGPULOCK_COMPLETE": "bash_complete", "COMP_CWORD": str(typed.count(" ")), "COMP_WORDS": typed}
+    assert completion in shell.run(env=variables).stdout.splitlines()

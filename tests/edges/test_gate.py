@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httpx
@@ -92,6 +92,15 @@ async def free(manager: GpuLockManager) -> None:
 
 async def holder(manager: GpuLockManager) -> str | None:
     return next((lock.task_name for lock in await manager.status()), None)
+
+
+@asynccontextmanager
+async def open_stream(url: str) -> AsyncIterator[AsyncIterator[bytes]]:
+    """A client whose stream has begun: what is still to come of it."""
+    async with httpx.AsyncClient(base_url=url) as client, client.stream("POST", "/stream") as response:
+        chunks = response.aiter_bytes()
+        assert await anext(chunks) == b"first "
+        yield chunks
 
 
 MakeApp = Callable[[GpuGate, Work], Starlette]
@@ -193,13 +202,7 @@ async def test_a_handler_whose_client_left_keeps_the_gpu_to_its_end(manager: Gpu
 
 async def test_a_stream_holds_the_gpu_until_its_last_byte(manager: GpuLockManager, make_app: MakeApp) -> None:
     work = Work()
-    async with (
-        served(make_app(GpuGate(0, manager=manager), work)) as url,
-        httpx.AsyncClient(base_url=url) as client,
-        client.stream("POST", "/stream") as response,
-    ):
-        chunks = response.aiter_bytes()
-        assert await anext(chunks) == b"first "
+    async with served(make_app(GpuGate(0, manager=manager), work)) as url, open_stream(url) as chunks:
         assert await holder(manager) == "POST /stream"
         work.go_on.set()
         assert b"".join([chunk async for chunk in chunks]) == b"last"
@@ -209,8 +212,7 @@ async def test_a_stream_holds_the_gpu_until_its_last_byte(manager: GpuLockManage
 async def test_a_stream_whose_client_leaves_frees_the_gpu(manager: GpuLockManager, make_app: MakeApp) -> None:
     work = Work()
     async with served(make_app(GpuGate(0, manager=manager), work)) as url:
-        async with httpx.AsyncClient(base_url=url) as client, client.stream("POST", "/stream") as response:
-            assert await anext(response.aiter_bytes()) == b"first "
+        async with open_stream(url):
             assert await holder(manager) == "POST /stream"
         await free(manager)
     assert work.finished == 0
@@ -237,13 +239,7 @@ async def test_a_slow_upload_holds_nothing(manager: GpuLockManager) -> None:
 
 async def test_a_lease_lost_in_a_stream_cuts_it_off(manager: GpuLockManager, make_app: MakeApp) -> None:
     work = Work()
-    async with (
-        served(make_app(GpuGate(0, manager=manager), work)) as url,
-        httpx.AsyncClient(base_url=url) as client,
-        client.stream("POST", "/stream") as response,
-    ):
-        chunks = response.aiter_bytes()
-        assert await anext(chunks) == b"first "
+    async with served(make_app(GpuGate(0, manager=manager), work)) as url, open_stream(url) as chunks:
         await force(manager)
         with pytest.raises(httpx.RemoteProtocolError):
             await anext(chunks)

@@ -33,7 +33,7 @@ def show(as_json: bool, target: Target) -> None:
 
 
 @command.command()
-@click.argument("file", required=False)
+@click.argument("file", required=False, type=click.Path())
 def check(file: str | None) -> None:
     """Check a file and the AIOGPULOCK_… variables.
 

@@ -9,11 +9,26 @@ import signal
 import sys
 
 import click
+from click.shell_completion import CompletionItem
 
 from aiogpulock.cli.exits import CONFLICT, NOT_EXECUTABLE, NOT_FOUND
 from aiogpulock.cli.options import Target, target_options
 
+MOST_COMPLETIONS = 500
 _INTERPRETER = re.compile(r"(python|pypy|bash|sh|dash|zsh|perl|ruby|node)[0-9.]*")
+
+
+def _complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The command's name as the shell would, then files."""
+    if ctx.params.get("words") or "/" in incomplete or not incomplete:
+        return [CompletionItem(incomplete, type="file")]
+    found = {
+        name
+        for folder in os.get_exec_path()
+        for name in (os.listdir(folder) if os.path.isdir(folder) else ())  # noqa: PTH112, PTH208 - names are all it needs
+        if name.startswith(incomplete)
+    }
+    return [CompletionItem(name) for name in sorted(found)[:MOST_COMPLETIONS]]
 
 
 @click.command(
@@ -44,7 +59,14 @@ _INTERPRETER = re.compile(r"(python|pypy|bash|sh|dash|zsh|perl|ruby|node)[0-9.]*
     help="Seconds between SIGTERM and SIGKILL.",
 )
 @target_options
-@click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] COMMAND [ARGUMENT]...")
+@click.argument(
+    "words",
+    nargs=-1,
+    required=True,
+    type=click.UNPROCESSED,
+    shell_complete=_complete,
+    metavar="[--] COMMAND [ARGUMENT]...",
+)
 def command(
     gpu: str,
     timeout: float | None,
