@@ -15,7 +15,15 @@ import anyio
 import pytest
 import redis
 
-from aiogpulock import GpuLockManager, Lease, LeaseLostError, LockTimeoutError, MemoryNotFreedError, sync
+from aiogpulock import (
+    DeviceQuarantinedError,
+    GpuLockManager,
+    Lease,
+    LeaseLostError,
+    LockTimeoutError,
+    MemoryNotFreedError,
+    sync,
+)
 from aiogpulock.gpu import reclaim
 from aiogpulock.keys import lock_keys
 from aiogpulock.models import LockSnapshot
@@ -138,6 +146,22 @@ async def test_a_release_under_quarantine_that_is_cancelled_tells_nothing_of_a_c
         await lease.release()
     lock = await snapshot(gpu_manager)
     assert (lock.value, lock.quarantine) == (None, None)
+
+
+async def test_what_a_child_keeps_quarantines_the_gpu_until_the_child_is_gone(
+    gpu_manager: GpuLockManager, sim: Simulation
+) -> None:
+    child = await asyncio.create_subprocess_exec("sleep", "60")
+    async with gpu_manager.lock(0, gpu_memory=memory("quarantine")):
+        sim.use(0, GiB, pid=child.pid)
+    assert "processes that the holder started keep 1024 MiB" in ((await snapshot(gpu_manager)).quarantine or "")
+    with pytest.raises(DeviceQuarantinedError):
+        await gpu_manager.lock(0, gpu_memory=memory("report")).acquire()
+    child.kill()
+    await child.wait()
+    sim.use(0, 0, pid=child.pid)
+    async with gpu_manager.lock(0, gpu_memory=memory("report")):
+        assert (await snapshot(gpu_manager)).quarantine is None
 
 
 async def test_nobody_is_told_of_draining_where_the_memory_is_back_at_once(
