@@ -6,6 +6,7 @@ While the GPU is looked at, the lock is held and its heartbeat goes on; who is r
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -98,6 +99,7 @@ class Admission:
         self._dirty = hold.grant.dirty
         self._line, self._quarantine = self._told()
         self._trouble: NvmlError | None = None
+        self._waived, self._told_of = set[Kind](), set[Kind]()
         pids = manager.caretaker.pids()
         self._demands = Demands(
             tolerance=memory.tolerance_bytes,
@@ -137,7 +139,7 @@ class Admission:
         Raises `NvmlError` where nobody can ever look. Any other error may pass: it is an obstacle like others, and
         clears none that was seen.
         """
-        begun, clear, waived, pauses = clock.now(), 0, set[Kind](), Pauses()
+        begun, clear, pauses = clock.now(), 0, Pauses()
         needed = PASSES if self._dirty or self._quarantine else 1
         found: list[Obstacle] | None = None
         while True:
@@ -149,18 +151,25 @@ class Admission:
                 if found is None and error.status in CANNOT_LOOK:
                     raise
                 found = self._without_an_answer(found or [], error)
-            standing = [one for one in found if one.kind not in waived]
+            standing = [one for one in found if one.kind not in self._waived]
             clear = 0 if standing else clear + 1
             if clear >= needed:
                 self._hold.dirty = False
                 return
-            for obstacle in standing:
-                if clock.now() - begun >= self._patience(obstacle.kind):
-                    self._give_up(obstacle)
-                    waived.add(obstacle.kind)
-            if "unreadable" in waived:  # nobody has looked to the end: a dirty grant stays dirty
+            self._weigh(standing, clock.now() - begun)
+            if "unreadable" in self._waived:  # nobody has looked to the end: a dirty grant stays dirty
                 return
             await pauses.next()
+
+    def _weigh(self, standing: Sequence[Obstacle], waited: float) -> None:
+        """Give up on what has stood for too long, and say once what else is waited for beyond the usual."""
+        for obstacle in standing:
+            if waited >= self._patience(obstacle.kind):
+                self._give_up(obstacle)
+                self._waived.add(obstacle.kind)
+            elif waited >= self._memory.settle_time and obstacle.kind not in self._told_of:
+                self._told_of.add(obstacle.kind)
+                logger.warning("%s is held and waits: %s", self._hold.keys.lock, self._text(obstacle))
 
     def _without_an_answer(self, found: list[Obstacle], error: NvmlError) -> list[Obstacle]:
         self._trouble = error

@@ -149,7 +149,9 @@ async def test_companions_count_as_the_holder(sim: Simulation, redis_url: str, s
     assert (report.status, report.bytes) == ("not_freed", 3 * GiB)
 
 
-async def test_wait_keeps_the_lock_until_the_others_are_gone(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+async def test_wait_keeps_the_lock_until_the_others_are_gone_and_says_once_for_what_it_waits(
+    gpu_manager: GpuLockManager, sim: Simulation, caplog: pytest.LogCaptureFixture
+) -> None:
     sim.use(0, 9 * GiB, pid=STRANGER)
     waiting = asyncio.create_task(gpu_manager.lock(0, gpu_memory=asked(on_busy="wait")).acquire())
 
@@ -157,8 +159,10 @@ async def test_wait_keeps_the_lock_until_the_others_are_gone(gpu_manager: GpuLoc
         return any(lock.phase == "held" for lock in await gpu_manager.status())
 
     await eventually(held, description="the lock is held")
-    await asyncio.sleep(0.3)  # longer than settle_time
+    await asyncio.sleep(0.6)  # longer than settle_time, and some looks more
     assert not waiting.done()
+    text = f"is held and waits: Simulated GPU {uuid(0)}: processes use it that do not hold its lock: pid {STRANGER}"
+    assert caplog.text.count(text) == 1
     sim.use(0, 0, pid=STRANGER)
     await (await waiting).release()
 
