@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from aiogpulock import sync as sync
     from aiogpulock.api import gpu_lock as gpu_lock
     from aiogpulock.config import Settings as Settings
     from aiogpulock.errors import AuthenticationError as AuthenticationError
@@ -68,6 +69,8 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "sync":  # so that ``aiogpulock.sync.gpu_lock(0)`` needs no import of its own
+        return import_module("aiogpulock.sync")
     if name not in _HOMES:
         raise AttributeError(f"module 'aiogpulock' has no attribute {name!r}")
     value = getattr(import_module(f"aiogpulock.{_HOMES[name]}"), name)

@@ -42,6 +42,12 @@ def test_a_thread_holds_the_lock_for_its_body(client: redis.Redis) -> None:
     assert client.get(VALUE) is None
 
 
+def test_it_is_there_as_the_docs_write_it_after_a_plain_import(client: redis.Redis) -> None:
+    program = "import aiogpulock\nwith aiogpulock.sync.gpu_lock(0) as lease: print(lease.key)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "gpu_lock:0\n"), done.stderr
+
+
 def test_threads_take_turns_with_one_object(client: redis.Redis) -> None:
     lock, inside, most = sync.gpu_lock(0), 0, 0
 
