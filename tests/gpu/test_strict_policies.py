@@ -9,6 +9,7 @@ import sys
 import time
 import types
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -162,6 +163,21 @@ async def test_what_a_child_keeps_quarantines_the_gpu_until_the_child_is_gone(
     sim.use(0, 0, pid=child.pid)
     async with gpu_manager.lock(0, gpu_memory=memory("report")):
         assert (await snapshot(gpu_manager)).quarantine is None
+
+
+async def test_in_a_container_the_body_waits_until_it_is_known_whether_others_drain(
+    gpu_manager: GpuLockManager, sim: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AIOGPULOCK_NVML_PIDS")
+    monkeypatch.setattr("aiogpulock.gpu.verify._in_the_initial_namespace", lambda *_: False)
+    sim.device(0).unattributed = 20 * GiB
+    drain = partial(setattr, sim.device(0), "unattributed", 0)
+    asyncio.get_running_loop().call_later(0.1, drain)
+    async with gpu_manager.lock(0, gpu_memory=memory("hold")) as lease:
+        sim.use(0, 20 * GiB)  # as much as was given back: the device alone would look untouched
+        await asyncio.sleep(0.35)
+    assert lease.memory_report is not None
+    assert lease.memory_report.status == "unverifiable"
 
 
 async def test_nobody_is_told_of_draining_where_the_memory_is_back_at_once(
