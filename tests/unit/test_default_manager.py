@@ -18,6 +18,7 @@ import uvloop
 
 from aiogpulock import GpuLockManager, ManagerClosedError, gpu_lock
 from aiogpulock.default import default_manager
+from tests.helpers import wait_until
 from tests.servers import RealServer
 from tests.unit.support import waiters
 
@@ -63,7 +64,11 @@ async def main():
 
 def test_asyncio_run_ends_without_a_word(redis_cleanup: redis.Redis) -> None:
     assert run(USE + "asyncio.run(main())") == "in\n"
-    assert not [one for one in redis_cleanup.client_list() if one["name"].startswith("aiogpulock")]
+
+    def nobody_is_connected() -> bool:
+        return not [one for one in redis_cleanup.client_list() if one["name"].startswith("aiogpulock")]
+
+    wait_until(nobody_is_connected, description="the server to notice that the program has ended")
 
 
 def test_two_runs_in_a_row_end_without_a_word(redis_cleanup: redis.Redis) -> None:
