@@ -52,7 +52,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("scenarios", nargs="*", metavar="scenario", help=f"which: {', '.join(NAMES)}; default: all")
-    parser.add_argument("--quick", action="store_true", help="smaller samples: under four minutes for all of it")
+    parser.add_argument("--quick", action="store_true", help="smaller samples: under three minutes for all of it")
     parser.add_argument("--peers", metavar="NAME,…", help="only these peers; 'none' for none")
     parser.add_argument("--out", type=Path, default=Path("benchmark-results"), help="a folder; default: %(default)s")
     parser.add_argument("--publish", dest="out", action="store_const", const=PUBLISHED, help="the documented figures")

@@ -58,12 +58,17 @@ class Peer:
         return str(python)
 
 
+RETRIES, RETRY_FIRST, RETRY_MOST = 10, 1, 10
+"""How often, and after which seconds, `redis.Redis()` tries again, which `from_url` leaves out: a peer's client shall
+outlive a restart of the server too."""
+
+
 def patience() -> Any:
-    """The retries of `redis.Redis()`, which `from_url` leaves out: a peer's client shall outlive a restart too."""
+    """These retries for redis-py's asyncio client."""
     from redis.asyncio.retry import Retry
     from redis.backoff import ExponentialWithJitterBackoff
 
-    return Retry(ExponentialWithJitterBackoff(base=1, cap=10), 10)
+    return Retry(ExponentialWithJitterBackoff(base=RETRY_FIRST, cap=RETRY_MOST), RETRIES)
 
 
 def load(module: str) -> Peer:

@@ -1,6 +1,7 @@
 """python-redis-lock: SET NX, and a list that waiters BLPOP from; for threads.
 
-Fair settings: a connection per waiter, no renewal thread (its best case: it would start one per hold).
+Fair settings: a connection per waiter, the retries of `redis.Redis()`, no renewal thread (its best case: it would start
+one per hold).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from benchmarks.contender import Setup
+from benchmarks.peers import RETRIES, RETRY_FIRST, RETRY_MOST
 
 TITLE = "python-redis-lock"
 REQUIREMENTS = ("python-redis-lock==4.0.1", "redis[hiredis]==8.1.0")
@@ -20,7 +22,10 @@ THREADS = True
 def opened(setup: Setup) -> Iterator[Callable[[], Any]]:
     import redis_lock
     from redis import Redis
+    from redis.backoff import ExponentialWithJitterBackoff
+    from redis.retry import Retry
 
-    client = Redis.from_url(setup.url, max_connections=2 * setup.waiters + 8, socket_timeout=None)
+    retry = Retry(ExponentialWithJitterBackoff(base=RETRY_FIRST, cap=RETRY_MOST), RETRIES)
+    client = Redis.from_url(setup.url, max_connections=2 * setup.waiters + 8, socket_timeout=None, retry=retry)
     yield lambda: redis_lock.Lock(client, setup.lock, expire=max(1, round(setup.lease)))
     client.close()

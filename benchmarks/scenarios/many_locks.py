@@ -30,7 +30,7 @@ class Cost(NamedTuple):
 
 def run(stage: Stage) -> Result:
     """One process holds 1 to 1,000 locks and beats once a second. The cost of an idle manager is taken off."""
-    costs = asyncio.run(_measure(stage, stage.pick(8, 2)))
+    costs = asyncio.run(_measure(stage, stage.pick(8, 1)))
     rows = [
         Row(f"{cost.locks:,} locks", [cost.requests, cost.client, cost.client / cost.locks, cost.server,
                                       cost.server / cost.locks])

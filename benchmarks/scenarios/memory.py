@@ -34,7 +34,7 @@ def run(stage: Stage) -> Result:
         crews = {policy: _crew(stage, policy, env) for policy in POLICIES}
         seconds: dict[str, list[float]] = {policy: [] for policy in POLICIES}
         asked, holds = dict.fromkeys(POLICIES, 0), dict.fromkeys(POLICIES, 0)
-        for batch in range(stage.pick(10, 2)):
+        for batch in range(stage.pick(10, 1)):
             stage.say(f"batch {batch + 1}")
             for policy, crew in crews.items():
                 before = _driver_calls(simulation)

@@ -174,9 +174,13 @@ def server_restart(arena: Arena, cast: Sequence[Peer]) -> dict[Peer, Restart | s
     """The server is killed and comes back empty, for all contestants at once, while each has a holder and a waiter."""
     with ExitStack() as scenes:
         pairs: dict[Peer, tuple[Contender, Contender]] = {}
+        absent: dict[Peer, Restart | str] = {}
         for peer in cast:
             scene = scenes.enter_context(Scene(arena, peer, "restart", lease=60))
-            pairs[peer] = scene.process(), scene.process()
+            try:
+                pairs[peer] = scene.process(), scene.process()
+            except DoesNotRunError as error:
+                absent[peer] = str(error)
         for holder, waiter in pairs.values():
             holds(holder)
             waits(waiter)
@@ -184,7 +188,7 @@ def server_restart(arena: Arena, cast: Sequence[Peer]) -> dict[Peer, Restart | s
         arena.server.start()
         up = time.monotonic()
         time.sleep(7)  # longer than the restart grace
-        return {peer: _after_restart(up, *pair) for peer, pair in pairs.items()}
+        return absent | {peer: _after_restart(up, *pair) for peer, pair in pairs.items()}
 
 
 def _after_restart(up: float, holder: Contender, waiter: Contender) -> Restart | str:

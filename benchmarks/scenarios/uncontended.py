@@ -24,7 +24,7 @@ def run(stage: Stage) -> Result:
     stage.say("records")
     costs = record_costs(stage.arena.server, stage.pick(2000, 400))
     stage.say("profile")
-    profile = python_costs(stage.arena.server.url, stage.pick(12.0, 2.0))
+    profile = python_costs(stage.arena.server.url, stage.pick(12.0, 1.0))
     return Result(
         "uncontended",
         TITLE,
@@ -49,13 +49,13 @@ def _contest(stage: Stage, cast: list[Peer], least: Peer) -> tuple[Table, dict[s
         stage.say(f"start {peer.title}")
         try:
             ready[peer] = arena.start(peer, Setup(arena.server.url, "uncontended"))
-            contest([ready[peer]], Order(rounds=BATCH, seconds=stage.pick(6.0, 1.0)))  # warm
+            contest([ready[peer]], Order(rounds=BATCH, seconds=stage.pick(6.0, 0.3)))  # warm
         except DoesNotRunError as error:
             absent.append(Row(peer.title, [str(error), *[None] * 4]))
     cycles: dict[Peer, list[float]] = {peer: [] for peer in ready}
     cpu: dict[Peer, float] = dict.fromkeys(ready, 0.0)
     server: dict[Peer, float] = dict.fromkeys(ready, 0.0)
-    for batch in range(stage.pick(24, 4)):
+    for batch in range(stage.pick(24, 2)):
         stage.say(f"batch {batch + 1}")
         for peer, contender in ready.items():
             before = arena.usage()

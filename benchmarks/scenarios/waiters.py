@@ -43,7 +43,7 @@ def run(stage: Stage) -> Result:
         raise DoesNotRunError(f"ulimit -n is {descriptor_limit()}: {needed} are needed")
     found = {OURS: _ours(stage, crowds)}
     for peer in stage.peers:
-        found[peer] = _within(stage, peer, crowds, seconds=stage.pick(60.0, 2.0))
+        found[peer] = _within(stage, peer, crowds, seconds=stage.pick(60.0, 1.2))
     tables = [_table(processes, crowds, found) for processes in (2, 8)]
     chart = Lines("waiters", "Time per hand-off (2 processes)", tables[0].title, "waiters", " waiters")
     return Result("waiters", TITLE, run.__doc__ or "", tables, _targets(found), [chart])
