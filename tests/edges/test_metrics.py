@@ -131,6 +131,27 @@ def test_promtool_accepts_the_expressions_of_the_dashboard(tmp_path: Path) -> No
     promtool("check", "rules", file)
 
 
+def test_the_dashboard_is_whole() -> None:
+    """What Grafana needs to import it: ids, places, and variables that are defined and used."""
+    dashboard: dict[str, Any] = json.loads((MONITORING / "grafana-dashboard.json").read_text())
+    panels, variables = dashboard["panels"], {each["name"]: each for each in dashboard["templating"]["list"]}
+    assert "id" not in dashboard  # it would overwrite somebody else's
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    cells = [
+        (x, y)
+        for place in (panel["gridPos"] for panel in panels)
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(set(cells)) == len(cells)
+    assert max(x for x, _ in cells) < 24
+    assert variables["datasource"]["query"] == "prometheus"
+    for part in [*panels, *(target for panel in panels for target in panel["targets"]), *list(variables.values())[1:]]:
+        assert part["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+    used = {name for expr in dashboard_expressions() for name in re.findall(r"\$\{?(\w+)", expr)}
+    assert used - {"__rate_interval"} == variables.keys() - {"datasource"}
+
+
 async def test_rules_and_dashboard_use_only_metrics_that_there_are(manager: GpuLockManager) -> None:
     known = {re.split(r"[{ ]", name)[0] for name in samples(await busy(manager))}
     expressions = [rule["expr"] for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
