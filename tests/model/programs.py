@@ -71,10 +71,11 @@ class Programs(Worlds):
             yield from self.leave(left, index)
 
     def _may_start(self, world: World, index: int) -> bool:
-        """Equal programs start in their order: the other orders are the same histories under other names."""
-        if index == 0 or world.clients[index].turn or world.clients[index - 1].phase != IDLE:
+        """Equal programs start first in their order: the other orders are the same histories under other names."""
+        if index == 0 or world.clients[index].turn:
             return True
-        return self._role(index) != self._role(index - 1)
+        before = world.clients[index - 1]
+        return before.phase != IDLE or before.turn > 0 or self._role(index) != self._role(index - 1)
 
     def _role(self, index: int) -> ClientSpec:
         """Equal for programs that can exchange their names: who shares a manager is like its housemates only."""

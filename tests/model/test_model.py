@@ -12,7 +12,7 @@ from tests.model.explore import Explorer
 from tests.model.mutants import editing, judge
 from tests.model.normal import State
 from tests.model.planted_bugs import MUTANTS
-from tests.model.worlds import DEAD, ENDED, FINISHED, HELD, SEATED, UNREAD, WAIT, Client
+from tests.model.worlds import DEAD, ENDED, FINISHED, HELD, IDLE, SEATED, UNREAD, WAIT, Client
 from tests.planted import KNOWN, Edit, Mutant, matrix
 
 
@@ -43,6 +43,17 @@ def test_programs_start_in_every_order_but_where_another_order_only_changes_thei
 
     assert may_start_third("shared"), "the first two share an inbox, and the third has its own"
     assert not may_start_third("faults")
+
+
+def test_a_program_may_start_between_two_turns_of_its_equal() -> None:
+    rules = Explorer(CONFIGS["turns"]).rules
+
+    def second_may_start(first: Client) -> bool:
+        world = rules.start._replace(clients=(first, *rules.start.clients[1:]))
+        return any(text.startswith("b0 ") for text, _, _ in rules.steps(world))
+
+    assert second_may_start(Client(IDLE, turn=1))
+    assert not second_may_start(Client(IDLE)), "that is the same history under other names"
 
 
 def test_beside_a_dead_program_nothing_of_a_finished_one_stays() -> None:
