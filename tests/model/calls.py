@@ -171,6 +171,8 @@ class Caller:
         fault = self._order_broken(before, after, inboxes, call) if granted else ""
         if call.name == "heartbeat" and after.holder and before.holder is None:
             fault = "a beat made a lock"
+        if before.foreign and not after.foreign:
+            fault = "an older program's value is gone, and it did not delete it"
         if refuse and outcome.error and outcome.messages:
             fault = f"a call whose writes were refused published {outcome.messages[0].payload}"
         return Result(_reply(call.name, outcome.reply), self.number(after), notes, fault)

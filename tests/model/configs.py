@@ -92,6 +92,7 @@ CONFIGS = {
         Config("polls", (ClientSpec(0, polls=True), ClientSpec(1), ClientSpec(2)), Faults(crash=1, quit=1, stall=2)),
         Config("priority", (*push(2), ClientSpec(2, priority=1)), Faults(message=1, quit=1, stall=1)),
         Config("once", (*push(2), ClientSpec(2, may_wait=False)), Faults(crash=1, message=1, quit=1, stall=1)),
+        Config("once-data", (ClientSpec(0), ClientSpec(1, may_wait=False)), Faults(reply=1, data=1, slow=1, stall=1)),
         Config("shared", (ClientSpec(0), ClientSpec(0), ClientSpec(1)), Faults(crash=1, message=1, quit=1, stall=1)),
         Config("old-data", push(3), Faults(old=1, stall=1)),
         Config(
@@ -131,8 +132,8 @@ BEYOND = {
 
 SUITES = {
     "ci": (
-        "faults", "delays", "guard", "queue", "turns", "polls", "priority", "once", "shared", "old-data", "old-polls",
-        "restart",        "forced", "watched", "older", "draining", "draining-data",
+        "faults", "delays", "guard", "queue", "turns", "polls", "priority", "once", "once-data", "shared", "old-data",
+        "old-polls", "restart", "forced", "watched", "older", "draining", "draining-data",
     ),
     "large": ("late", "twice", "delays-3", "four", "old-data-3", "slow-polls", "polls-data", "draining-3"),
 }  # fmt: skip

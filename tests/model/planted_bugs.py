@@ -375,6 +375,26 @@ MUTANTS = (
         (Edit("prelude", "    f.dirty = '1' ", "    f.dirty = '' "),),
     ),
     Mutant(
+        "a waiter takes the lock from an older program",
+        "older",
+        (
+            Edit(
+                "acquire",
+                "local free = not value and not holder\n",
+                "local free = (not value or foreign) and not holder\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "who tries once does not wait out the grace after a restart",
+        "once-data",
+        (
+            Edit(
+                "acquire", "local wait, more = free and restart_grace_left() or 0, false", "local wait, more = 0, false"
+            ),
+        ),
+    ),
+    Mutant(
         "who tries once is refused a free lock",
         "once",
         (
