@@ -25,7 +25,7 @@ SETTINGS: dict[str, Any] = {
     "heartbeat": {"interval": 0.25, "timeout": 1.5},
     "claim_window": 0.5,
     "restart_grace": 1.0,
-    "fallback_timeout": 30.0,  # beyond every bound: who is served by it alone was forgotten
+    "fallback_timeout": 60.0,  # beyond every bound and `PATIENCE`: who is served by it alone was forgotten
     "poll_interval": 0.1,
     "max_poll_interval": 0.4,
     "max_wait_time": None,

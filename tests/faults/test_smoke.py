@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from aiogpulock.waiting import WaitingRoom
 from tests.faults import soak
 from tests.faults.__main__ import complaints
-from tests.faults.arena import Arena
+from tests.faults.arena import PATIENCE, SETTINGS, Arena
 from tests.faults.campaign import Result, run_fault
-from tests.faults.fault import Fault
+from tests.faults.fault import LONG_LEASE, Fault
+from tests.faults.kinds import KINDS
 from tests.faults.of_the_server import InboxKill
 from tests.faults.processes import KillHolder
 from tests.register import RegisterClient
@@ -147,6 +149,12 @@ def test_a_campaign_that_falls_over_says_in_which_cycle_and_ends_with_the_tellin
     *_, told, again = complaints([result, Result("other")], seed=1).splitlines()
     assert "RuntimeError: out of order" in told
     assert again.startswith("again: python -m tests.faults --fault broken --seed 1")
+
+
+def test_whoever_a_bug_forgot_is_missed_before_a_timer_of_the_library_comes_to_help() -> None:
+    longest = max(PATIENCE, *(kind.bound for kind in KINDS.values()))
+    assert longest < SETTINGS["fallback_timeout"] * (1 - WaitingRoom.JITTER)
+    assert longest < LONG_LEASE["heartbeat"]["timeout"]
 
 
 def test_no_progress_is_reported_as_a_lost_wake_up() -> None:
