@@ -52,8 +52,8 @@ def judge(mutant: Mutant) -> Verdict:
 def _by_search(config: Config, edit: Callable[[str, str], str]) -> str:
     try:
         violation = Explorer(config, edit).run(max_seconds=60).violation
-    except AssertionError as error:
-        return f"refused by the model: {error}"
+    except AssertionError as error:  # the model's own: no promise that is broken
+        raise ScriptFailed(f"it left what the model does not know: {error}") from error
     return f"{violation.promise} ({len(violation.trace)} steps)" if violation else ""
 
 

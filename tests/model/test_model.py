@@ -124,6 +124,13 @@ def test_a_script_that_fails_is_no_evidence_unless_the_bug_says_so() -> None:
     assert judge(bug._replace(fails=True)).killed
 
 
+def test_a_script_that_leaves_what_the_model_does_not_know_is_no_evidence() -> None:
+    unknown = Edit("prelude", "redis.call('HSET', FENCE, 'token', f.token)", "redis.call('HSET', FENCE, 'odd', 1)")
+    verdict = judge(Mutant("an unknown field", "small", (unknown,)))
+    assert not verdict.killed
+    assert "unknown fields of the fence: {'odd'}" in verdict.refused
+
+
 @pytest.mark.parametrize("config", BEYOND.values(), ids=lambda config: config.name)
 def test_what_is_declared_out_of_bounds_fails_indeed(config: Config) -> None:
     violation = Explorer(config).run().violation
