@@ -85,7 +85,15 @@ def soak(seconds: float, workers: int) -> tuple[list[Sample], list[str], int, in
             arena.close()
     stats = [event["stats"] for worker in arena.workers.values() if (event := worker.find("closed"))]
     emergencies = sum(each["emergency_releases"] for each in stats)
-    return samples, report["violations"] + arena.violations, report["entries"], emergencies
+    return samples, report["violations"] + arena.violations + unasked(arena), report["entries"], emergencies
+
+
+def unasked(arena: Arena) -> list[str]:
+    """What no worker may meet where nothing is wrong."""
+    return [
+        f"without a fault: {event['event']}, {event.get('reason') or event.get('error') or event.get('traceback')}"
+        for event in (*arena.said("lost"), *arena.said("refused"), *arena.said("broken"))
+    ]
 
 
 def main() -> int:

@@ -182,6 +182,21 @@ def test_a_declared_fault_that_does_not_bite_is_reported() -> None:
     assert [violation for violation in result.violations if violation.startswith("did not bite")]
 
 
+def test_a_lease_that_is_lost_without_a_fault_is_reported() -> None:
+    class Ended(Fault):
+        name, what, workers = "ended", "an operator ends a lease", 1
+
+        def cycle(self, arena: Arena) -> float:
+            victim, entry = arena.capture()
+            assert soak.unasked(arena) == []
+            arena.lock.reap(arena.lock.value or "", "forced", "forced")
+            assert victim.find("lost", timeout=PATIENCE, token=entry["token"])
+            assert soak.unasked(arena) == ["without a fault: lost, forced"]
+            return 0.0
+
+    assert run_fault(Ended(), cycles=1, seed=1).violations == []
+
+
 def test_three_seconds_without_faults_leave_nothing_behind() -> None:
     samples, violations, holds, emergencies = soak.soak(3, workers=2)
     assert violations == []
