@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import requires
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+import tests
 
 ALERTS = """
 from aiogpulock import ConfigError
@@ -37,3 +43,18 @@ def test_an_extra_that_is_missing_is_named_in_the_last_line(
     assert last.startswith(beginning)
     assert last.endswith(f"pip install 'aiogpulock[{extra}]'")
     assert done.stderr.count("Traceback") <= 1, "no error behind the error"
+
+
+def test_the_extra_of_celery_brings_what_a_redis_broker_needs() -> None:
+    """Every test environment has it for other reasons; a user's has not, and the worker would not start."""
+    extras = tomllib.loads((Path(tests.__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    todo = list(extras["optional-dependencies"]["celery"])
+    brought: set[str] = set()
+    while todo:
+        requirement = Requirement(todo.pop())
+        if requirement.name not in brought and (
+            requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        ):
+            brought.add(requirement.name)
+            todo += requires(requirement.name) or []
+    assert {"celery", "kombu", "packaging"} <= brought
