@@ -212,7 +212,7 @@ def test_a_watch_that_was_killed_is_started_again_also_after_the_worker_lost_its
 ) -> None:
     with TtsWorker(server, "prefork", queue="reconnect") as worker:
         lock.begin("reconnect")
-        lock.client.client_kill_filter(_type="normal", skipme=True)
+        worker.lose_its_broker(lock.client)
         wait_until(lambda: worker.log.count("Connected to") == 2, description="the worker to reconnect")
         [watch] = worker.watches()
         wait_until(lambda: watches_somebody(watch), description="the watch to have heard of the child")
@@ -220,6 +220,7 @@ def test_a_watch_that_was_killed_is_started_again_also_after_the_worker_lost_its
         wait_until(lambda: worker.watches() not in ([], [watch]), description="another death watch")
         assert "it is started again" in worker.log
         app.send_task("indextts.preview", ("hello",), queue="reconnect").get(timeout=30)  # by the other child
+        wait_until(lambda: watches_somebody(*worker.watches()), description="the new watch to have heard of them")
         lock.kill_holder()
         assert lock.end(within=2.0) == ("reaped", "task_failure")
 
