@@ -3,8 +3,8 @@
     pip install 'aiogpulock[embedded,server]' fastapi httpx
     uvicorn inference_server:app --app-dir examples --timeout-graceful-shutdown 30
 
-    curl -X POST -d '{"prompt": "hello"}' http://127.0.0.1:8000/generate
-    curl -N -X POST -d '{"prompt": "hello"}' http://127.0.0.1:8000/stream
+    curl --json '{"prompt": "hello"}' http://127.0.0.1:8000/generate
+    curl -N --json '{"prompt": "hello"}' http://127.0.0.1:8000/stream
 
 The live page is at http://127.0.0.1:8000/gpu/. `load.py` beside this file plays clients, many of whom give up.
 """
