@@ -21,14 +21,17 @@ from aiogpulock.api import gpu_lock
 from aiogpulock.default import default_manager
 from aiogpulock.errors import (
     AuthenticationError,
+    ConfigError,
     DeviceBusyError,
     DeviceQuarantinedError,
     GpuLockError,
+    InvalidGpuError,
     LeaseLostError,
     LockTimeoutError,
     ManagerClosedError,
     QueueFullError,
     RedisUnavailableError,
+    ServerTooOldError,
 )
 from aiogpulock.history import ETA_HOLDS, expected_wait, read_history, typical_hold
 from aiogpulock.lease import Lease
@@ -48,6 +51,8 @@ UNAVAILABLE = (
     DeviceBusyError,
     DeviceQuarantinedError,
 )
+MISTAKES = (InvalidGpuError, ConfigError, ServerTooOldError)
+"""Of whoever runs the server: no client can do anything about them."""
 KEEP_ESTIMATE = 1.0
 """Seconds: under load many are turned away, and they need not all ask Redis."""
 LONGEST_RETRY = 3600
@@ -61,9 +66,10 @@ class GpuGate:
     and `stream` for streamed responses.
 
     A full queue and a wait beyond `max_wait_time` are answered with 503 and a Retry-After that the queue's history
-    tells; so is Redis being away, a GPU whose memory is not free (`gpu_memory`), and a lease that is lost. The body of
-    a request is read before it queues: a slow upload holds nothing. A client that goes away leaves the queue; once it
-    has the GPU, its handler runs to its end, since work on a GPU cannot be stopped anywhere.
+    tells; so is Redis being away, a GPU whose memory is not free (`gpu_memory`), and a lease that is lost. A GPU that
+    does not exist is a 500, and one line in the log. The body of a request is read before it queues: a slow upload
+    holds nothing. A client that goes away leaves the queue; once it has the GPU, its handler runs to its end, since
+    work on a GPU cannot be stopped anywhere.
 
     Takes what `gpu_lock` takes; `task_name` is the request's method and path by default. Raises `InvalidGpuError` and
     `ConfigError` at once.
@@ -90,7 +96,7 @@ class GpuGate:
     async def lease(self, request: Request) -> AsyncIterator[Lease]:
         """Hold the GPU for a block of code.
 
-        Raises starlette's `HTTPException`: 503 or 499 before the block begins, and 503 if the lease was lost in it.
+        Raises starlette's `HTTPException`: 503, 500 or 499 before the block, and 503 if the lease is lost in it.
         """
         try:
             async with AsyncExitStack() as stack:
@@ -103,7 +109,7 @@ class GpuGate:
         """Hold the GPU until the last byte of the response that `respond(lease)` makes, or the client's disconnect.
 
         For frameworks without dependencies: ``return await gpu.stream(request, lambda lease: StreamingResponse(…))``.
-        Raises starlette's `HTTPException`, 503 or 499, before `respond` is called.
+        Raises starlette's `HTTPException`, 503, 500 or 499, before `respond` is called.
         """
         async with AsyncExitStack() as stack:
             response = respond(await self._enter(request, stack))
@@ -122,6 +128,9 @@ class GpuGate:
         except UNAVAILABLE as error:
             logger.warning("turned away: %s", error)
             raise _unavailable("the GPU cannot be had now: try again later", RETRY_AFTER) from error
+        except MISTAKES as error:
+            logger.error("%s", error)
+            raise HTTPException(500, "see the log of the server") from error
 
     async def _retry_after(self) -> int:
         """Seconds until a new request could have the GPU, as far as the past tells."""

@@ -170,6 +170,22 @@ async def test_a_gpu_without_enough_free_memory_is_503_too(
     await free(gpu_manager)
 
 
+async def test_a_gpu_that_does_not_exist_is_500_and_one_line_in_the_log(
+    gpu_manager: GpuLockManager, make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        served(make_app(GpuGate(97, manager=gpu_manager), Work())) as url,
+        httpx.AsyncClient(base_url=url) as client,
+    ):
+        answer = await client.post("/work")
+    assert answer.status_code == 500
+    assert "97" not in answer.text, "clients are not told of the inside"
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == 1
+    assert "97" in errors[0]
+    assert "Traceback" not in caplog.text
+
+
 @pytest.mark.parametrize("path", ["/work", "/stream"])
 async def test_a_client_that_leaves_leaves_the_queue(manager: GpuLockManager, make_app: MakeApp, path: str) -> None:
     work = Work()
