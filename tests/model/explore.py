@@ -172,10 +172,13 @@ class Explorer:
     def _left_over(self, world: World, state: State) -> str:
         """A lease that is over is looked at soon while somebody waits: an expiry announces itself to nobody.
 
-        Whom no message told of the new holder looks when the one that it knew would be over.
+        Whom no message told of the new holder looks when the one that it knew would be over. Within a restart's grace
+        nobody may end a lease, and its deadline may be an old one: who waits knows the newer.
         """
         message_lost = world.faults.message < self.config.faults.message
         if not state.holder or state.holder.deadline or world.notes or world.flights or message_lost:
+            return ""
+        if state.grace_left(self.config.grace):
             return ""
         soon = 3 * self.config.claim_window  # the first three in line look one window after the other
         waiting = [client for client in world.clients if client.phase == WAIT]
