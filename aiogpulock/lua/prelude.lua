@@ -109,9 +109,11 @@ local function finish(id, outcome)
   redis.call('PEXPIRE', DONE, KEEP_DONE)
 end
 
--- Through pcall: a counter that somebody wrote over stops no script half-way.
+-- Through pcall: a counter that somebody wrote over stops no script half-way. A server out of memory does, at the
+-- first write: behind an expiry, which needs no memory, it would let the rest through.
 local function add(counter, amount)
-  redis.pcall('HINCRBY', STATS, counter, amount)
+  local reply = redis.pcall('HINCRBY', STATS, counter, amount)
+  if type(reply) == 'table' and reply.err and string.find(reply.err, '^OOM') then error(reply) end
 end
 
 local function count(counter)

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import random
+import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from types import FrameType
 
 import pytest
 
-from aiogpulock import ManagerClosedError, background, clock
-
-STORM_SECONDS = 3.0
-
-
-class Interrupt(BaseException):
-    """What Ctrl-C raises, under a name of its own."""
-
-
-def interrupt(signum: int, frame: FrameType | None) -> None:
-    raise Interrupt
+from aiogpulock import ManagerClosedError, background
+from tests.workers import ROOT
+from tests.workers.interrupt_storm import Interrupt, interrupt
 
 
 @pytest.fixture(autouse=True)
@@ -31,54 +25,25 @@ def closed() -> Iterator[None]:
 
 
 @pytest.fixture
-def alarm() -> Iterator[random.Random]:
-    """SIGALRM raises here; the draws are seeded."""
+def alarm() -> Iterator[None]:
+    """SIGALRM raises here."""
     before = signal.signal(signal.SIGALRM, interrupt)
-    yield random.Random(20261124)
+    yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
 
 
-def watchdog() -> threading.Timer:
-    """A thread that hangs for ever gets one more signal, which ends its wait with the test."""
-    timer = threading.Timer(30, signal.pthread_kill, (threading.main_thread().ident, signal.SIGALRM))
-    timer.daemon = True
-    timer.start()
-    return timer
+def test_a_storm_of_interrupts_never_stops_the_loop() -> None:
+    command = [sys.executable, "-m", "tests.workers.interrupt_storm", "20261124", "3"]
+    untraced = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    done = subprocess.run(command, cwd=ROOT, env=untraced, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["interrupted"] > 100
+    assert said["begun"] == said["ended"]
 
 
-def test_a_storm_of_interrupts_never_stops_the_loop(alarm: random.Random) -> None:
-    begun = ended = interrupted = 0
-
-    async def step() -> None:
-        nonlocal begun, ended
-        begun += 1
-        try:
-            await asyncio.sleep(0)
-        finally:
-            ended += 1
-
-    background.call(step)  # the thread runs; its start, once in a process, is not what this is about
-    deadline, timer = clock.now() + STORM_SECONDS, watchdog()
-    try:
-        while clock.now() < deadline:
-            try:
-                signal.setitimer(signal.ITIMER_REAL, alarm.uniform(0.00001, 0.0003))
-                try:
-                    background.call(step)
-                finally:
-                    signal.setitimer(signal.ITIMER_REAL, 0)
-            except Interrupt:
-                interrupted += 1
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        background.call(step)  # the loop still answers
-    finally:
-        timer.cancel()
-    assert interrupted > 100
-    assert begun == ended
-
-
-def test_an_interrupted_step_is_cancelled_and_has_ended_when_the_interrupt_comes_out(alarm: random.Random) -> None:
+def test_an_interrupted_step_is_cancelled_and_has_ended_when_the_interrupt_comes_out(alarm: None) -> None:
     seen = []
 
     async def step() -> None:

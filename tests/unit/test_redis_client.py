@@ -189,7 +189,7 @@ async def test_a_server_out_of_memory_gives_no_lock_but_takes_one_back(own_serve
     async with GpuLockManager(own_server.url, restart_grace=0) as manager:
         with own_server.client() as admin:
             async with manager.lock(0):
-                admin.config_set("maxmemory", "1mb")
+                admin.config_set("maxmemory", "1")
             assert admin.get("gpu_lock:0") is None, "a release needs no memory"
             assert manager.exception_stats.normal_release_failures == 0
             with pytest.raises(RedisUnavailableError, match=r"memory"):
