@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Generic, TypeVar
 
 from aiogpulock import signals
-from aiogpulock.errors import ManagerClosedError
+from aiogpulock.errors import GpuLockError, ManagerClosedError
 
 R = TypeVar("R")
 
@@ -46,6 +46,11 @@ class Background:
     async def _serve(self) -> None:
         await self._stop.wait()
 
+    @property
+    def runs_here(self) -> bool:
+        """This is the loop's thread."""
+        return threading.current_thread() is self._thread
+
     def close(self) -> None:
         """What runs is cancelled and cleans up."""
         with suppress(RuntimeError):  # it has ended
@@ -56,8 +61,13 @@ class Background:
 def call(step: Callable[[], Awaitable[R]]) -> R:
     """Run `step` on the background loop. Ctrl-C in this thread cancels it there, and waits for its clean-up.
 
-    Raises what `step` raises, and `ManagerClosedError` if `close` ended it.
+    Raises what `step` raises, `ManagerClosedError` if `close` ended it, and `GpuLockError` on the loop's own thread.
     """
+    if _background is not None and _background.runs_here:
+        raise GpuLockError(
+            "aiogpulock.sync cannot be called from its own background thread, where on_lost and clean-up hooks run: it "
+            "would wait for itself. Call it from a thread of the program, or use the async lease there"
+        )
     return _Call(step).result()
 
 

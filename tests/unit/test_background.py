@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from aiogpulock import ManagerClosedError, background
+from aiogpulock import GpuLockError, ManagerClosedError, background
 from tests.workers import ROOT
 from tests.workers.interrupt_storm import Interrupt, interrupt
 
@@ -58,6 +58,16 @@ def test_an_interrupted_step_is_cancelled_and_has_ended_when_the_interrupt_comes
     with pytest.raises(Interrupt):
         background.call(step)
     assert seen == ["cleaned up"]
+
+
+def test_a_call_from_the_loop_itself_is_refused_and_not_waited_for() -> None:
+    async def inner() -> None: ...
+
+    async def step() -> None:
+        background.call(inner)
+
+    with pytest.raises(GpuLockError, match="its own background thread"):
+        background.call(step)
 
 
 def test_a_step_that_ends_with_an_error_is_told_as_it_is() -> None:
