@@ -24,6 +24,9 @@ from aiogpulock.lease import Hold
 
 SECOND_LOOK = 0.250
 """Seconds after the first, where only the whole device is seen: it finds what was draining then."""
+IDLE_STALE = 1.0
+"""Seconds after which what this process had without a hold is not taken for what it had before the next: it may have
+loaded a model meanwhile."""
 STALE = 0.050
 """Seconds after which a first look is taken anew: it may show the holder before."""
 SAME_PROCESS = "same process: it holds the lock again, and its memory is the new hold's too"
@@ -71,7 +74,7 @@ class Before:
     def own(self) -> int | None:
         """Bytes of this process before the hold; None: that is not known by now."""
         first = self._first.answer
-        return None if first is None else self._before_the_hold(first)[0].own
+        return self.owed if first is None else self._before_the_hold(first)[0].own
 
     async def seen(self, *, twice: bool) -> None:
         """Wait for the look; `twice`: where only the whole device is seen, also for the one that finds what drains."""
@@ -142,8 +145,11 @@ class Episode:
         self._expected: Before | None = None
         """A look at a time when this process had no hold."""
         self._idle: int | None = None
+        self._idle_until = 0.0
         self._pending: Pending | None = None
         self._crept = self._creeping = 0
+        self._least: int | None = None
+        """Bytes of this process before a hold, the least since something that crept up was named."""
 
     def expect(self, look: Callable[[], Before]) -> None:
         """A hold is asked for, and its first look may be over before it begins."""
@@ -176,7 +182,8 @@ class Episode:
             self._holds.discard(hold)
             if self._is_held():
                 return False
-            self._pending = pending
+            if pending is not None:  # else it may be a hold that was refused before it began
+                self._pending = pending
             return True
 
     def is_awaited(self, pending: Pending) -> bool:
@@ -189,7 +196,8 @@ class Episode:
             if self._pending is not pending:
                 return False
             self._before = self._pending = None
-            self._idle = own if own is not None else self._idle
+            if own is not None:
+                self._idle, self._idle_until = own, clock.now() + IDLE_STALE
             return True
 
     def unjudged(self, pending: Pending | None) -> bool:
@@ -200,14 +208,20 @@ class Episode:
             self._pending = None
             return True
 
-    def crept(self, growth: int) -> tuple[int, int]:
-        """(bytes, holds) that were added to this process a little at a time, without a verdict that named them."""
-        self._crept, self._creeping = max(0, self._crept + growth), self._creeping + 1
+    def crept(self, before: int, own: int) -> tuple[int, int]:
+        """(bytes, holds) that were added to this process a little at a time, without a verdict that named them.
+
+        `before` and after this hold: what is given back between holds was not left, what is loaded there is no leak.
+        """
+        self._least = before if self._least is None else min(self._least, before)
+        grown = min(self._crept + own - before, own - self._least)
+        self._crept, self._creeping = max(0, grown), self._creeping + 1
         return self._crept, self._creeping
 
     def told(self) -> None:
         """What has crept up is named."""
         self._crept = self._creeping = 0
+        self._least = None
 
     # with the mutex
 
@@ -226,7 +240,7 @@ class Episode:
         return self._is_held() or (self._pending is not None and not self._pending.is_stranded)
 
     def _look(self, left_over: Before | None, look: Callable[[], Before]) -> Before:
-        expected, idle = self._expected, self._idle
+        expected, idle = self._expected, self._idle if clock.now() <= self._idle_until else None
         if expected is not None and expected.is_fresh:
             before = expected
         else:

@@ -163,7 +163,7 @@ class Verdicts:
     ) -> MemoryReport:
         before = baseline.sample.own
         if report.status in ("freed", "freed_except_context") and before is not None and own is not None:
-            report = crept(report, *episode.crept(own - before), terms)
+            report = crept(report, *episode.crept(before, own), terms)
         if report.status == "not_freed":
             episode.told()
         return report

@@ -339,6 +339,62 @@ async def test_many_small_leaks_are_named_together(gpu_manager: GpuLockManager, 
     assert reports[3].reason == "the process keeps 1000 MiB more than 4 holds ago: a little was left by each"
 
 
+async def test_what_is_given_back_between_holds_does_not_creep_up(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    sim.use(0, 2 * GiB)  # a warm model
+    reports = []
+    for _ in range(6):
+        async with gpu_manager.lock(0, gpu_memory=QUICK) as lease:
+            await asyncio.sleep(0.02)
+            sim.use(0, 2 * GiB + 250 * MiB)
+        reports.append(await report_of(lease))
+        sim.use(0, 2 * GiB)
+        await asyncio.sleep(0.02)
+    assert "not_freed" not in [report.status for report in reports]
+
+
+async def test_a_hold_that_is_given_up_before_it_began_leaves_the_verdict_of_the_one_before(
+    gpu_manager: GpuLockManager, sim: Simulation
+) -> None:
+    leaky = await leak(gpu_manager, sim, GiB, settle_time=1)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3), gpu_manager.lock(0, gpu_memory={"require_free": "79.9GiB"}):
+            pass
+    assert (await report_of(leaky)).status == "not_freed"
+
+
+async def test_a_model_loaded_without_the_lock_is_no_leak_of_the_next_hold(
+    gpu_manager: GpuLockManager, sim: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiogpulock.episode.IDLE_STALE", 0.05)
+    async with gpu_manager.lock(0) as clean:
+        pass
+    await report_of(clean)
+    sim.use(0, 4 * GiB)
+    await asyncio.sleep(0.1)
+    sim.call("compute").delay_ms = 20
+    async with gpu_manager.lock(0, gpu_memory=QUICK) as lease:
+        await asyncio.sleep(0.1)
+    assert (await report_of(lease)).status == "unverifiable"
+
+
+async def test_a_look_that_fails_forgets_nothing_of_a_lost_hold(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    lost = await gpu_manager.lock(0).acquire()
+    await asyncio.sleep(0.05)
+    sim.use(0, GiB)
+    assert await gpu_manager.force_release(0)
+    await eventually(lost.lost.is_set, description="the loss")
+    with pytest.raises(LeaseLostError):
+        await lost.release()
+    sim.call("by_uuid").error = 999
+    async with gpu_manager.lock(0) as unseen:
+        pass
+    assert (await report_of(unseen)).status == "unverifiable"
+    sim.call("by_uuid").error = 0
+    async with gpu_manager.lock(0, gpu_memory=QUICK) as lease:
+        await asyncio.sleep(0.02)
+    assert (await report_of(lease)).status == "not_freed"
+
+
 async def test_a_lost_hold_hides_no_leak_from_the_next_verdict(gpu_manager: GpuLockManager, sim: Simulation) -> None:
     lost = await gpu_manager.lock(0).acquire()
     await asyncio.sleep(0.05)
