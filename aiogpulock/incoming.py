@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from aiogpulock.errors import InvalidGpuError
@@ -46,7 +47,10 @@ class Incoming:
         """The inbox hears again, or no more."""
         if healthy:  # the server may have restarted without its data
             self._parts.heartbeat.beat_now()
+            self._parts.index.forget()
             self._manager.later("aliases", self._parts.finder.restore)
+            for gpu_id in {hold.keys.gpu_id for hold in self._manager.holds.all()}:
+                self._manager.later(f"index of {gpu_id}", partial(self._parts.index.add, gpu_id))
         for room in self._parts.rooms.values():
             room.health_changed()
 

@@ -36,6 +36,10 @@ class Index:
         if len(self._added) > MOST_REMEMBERED:
             del self._added[next(iter(self._added))]
 
+    def forget(self) -> None:
+        """Redis may have lost it: each id is added again at its next use."""
+        self._added.clear()
+
     async def ids(self) -> list[str]:
         """All that are known. Raises `RedisUnavailableError`, `AuthenticationError`."""
         known = await self._client.execute("ZRANGE", self._key, 0, -1)

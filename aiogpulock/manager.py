@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
@@ -21,6 +22,7 @@ from aiogpulock.errors import (
     GpuLockError,
     InvalidGpuError,
     ManagerClosedError,
+    ProtocolError,
     RedisUnavailableError,
 )
 from aiogpulock.gpu.records import Gpu
@@ -40,6 +42,8 @@ from aiogpulock.scripts import Scripts, Terms
 from aiogpulock.server_link import ServerLink
 from aiogpulock.waiting import WaitingRoom
 from aiogpulock.wakeups import Inbox
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -129,10 +133,16 @@ class GpuLockManager:
         return self._closed or self.forked
 
     async def status(self) -> list[LockSnapshot]:
-        """Every known lock: holder, age, queue, deadline. Raises `RedisUnavailableError`."""
+        """Every known lock: holder, age, queue, deadline. Raises `RedisUnavailableError`.
+
+        One whose keys hold something else is left out and logged; `health_check` names it among its findings.
+        """
         parts = await self.started()
-        ids = await parts.index.ids()
-        return [await parts.scripts.snapshot(lock_keys(gpu_id, self.namespace)) for gpu_id in ids]
+        found = await parts.scripts.snapshots([lock_keys(gpu_id, self.namespace) for gpu_id in await parts.index.ids()])
+        for error in found:
+            if isinstance(error, ProtocolError):
+                logger.warning("%s", error)
+        return [lock for lock in found if isinstance(lock, LockSnapshot)]
 
     async def health_check(self, *, timeout: float | None = None) -> HealthReport:
         """What is dead, held for long, or about to go wrong, on the server and in every lock; the rates of failures.

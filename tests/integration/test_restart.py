@@ -67,6 +67,9 @@ def test_a_lease_goes_on_over_a_restart_without_data(
     wait_until(lambda: lock.holder_id == holder_id, description="the lease to be re-asserted", timeout=10)
     assert clock.now() - restarted < GRACE
     wait_until(lambda: lock.queued_tasks() == ["waiter"], description="the waiter to queue again")
+    if kind == "event-driven":
+        client = own_server.client()
+        wait_until(lambda: client.zscore("{gpu_lock}:index", "0"), description="operators to see the lock again")
     if kind == "blocked":
         assert holder.find("unblocked") is None, "the guard thread restored it"
         holder.expect("unblocked")

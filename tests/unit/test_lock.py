@@ -334,3 +334,15 @@ def test_an_option_of_the_wrong_type_is_refused_at_once(option: dict[str, Any]) 
     [(name, value)] = option.items()
     with pytest.raises(ConfigError, match=re.escape(f"gpu_lock({name}={value!r}): must be ")):
         gpu_lock(0, **option)
+
+
+async def test_a_lock_that_cannot_be_read_hides_no_other_from_status(
+    manager: GpuLockManager, redis_cleanup: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with manager.lock(0):
+        pass
+    async with manager.lock(1):
+        redis_cleanup.rpush("gpu_lock:0", "no lock")
+        assert [lock.gpu_id for lock in await manager.status()] == ["1"]
+        redis_cleanup.delete("gpu_lock:0")
+    assert "gpu_lock:0 cannot be read" in caplog.text
