@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -32,3 +33,8 @@ def left_behind(keys: Iterable[str]) -> list[str]:
     """The keys that no lock in use explains. An unused one keeps some for a while, and a host its list of GPUs."""
     kept = (":done", ":fence", ":events", ":stats", ":index", ":monitor", ":told")
     return [key for key in keys if not key.endswith(kept) and ":alias:" not in key]
+
+
+def untraced() -> dict[str, str]:
+    """This process's environment without coverage: for a program that runs in a copy of the tree, or in signals."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.helpers import untraced
 from tests.planted import Edit, Mutant, Verdict, plant
 from tests.workers import ROOT
 
@@ -78,7 +78,7 @@ def hunt(killer: str, tree: Path) -> str:
     done = subprocess.run(
         [sys.executable, *command],
         cwd=tree,
-        env={**os.environ, "PYTHONPATH": str(tree), "COLUMNS": "500"},  # a reason in full
+        env={**untraced(), "PYTHONPATH": str(tree), "COLUMNS": "500"},  # a reason in full
         capture_output=True,
         text=True,
         timeout=600,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from aiogpulock import GpuLockError, ManagerClosedError, background
+from tests.helpers import untraced
 from tests.workers import ROOT
 from tests.workers.interrupt_storm import Interrupt, interrupt
 
@@ -35,8 +35,7 @@ def alarm() -> Iterator[None]:
 
 def test_a_storm_of_interrupts_never_stops_the_loop() -> None:
     command = [sys.executable, "-m", "tests.workers.interrupt_storm", "20261124", "3"]
-    untraced = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
-    done = subprocess.run(command, cwd=ROOT, env=untraced, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=untraced(), capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["interrupted"] > 100
