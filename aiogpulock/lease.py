@@ -9,7 +9,7 @@ import warnings
 import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from aiogpulock import clock
 from aiogpulock.config import GpuMemorySettings
@@ -78,8 +78,8 @@ class Hold:
         """Whether the GPU may still be in use from before, so that the next holder must look before it starts."""
         self.quarantine = ""
         """What the release is to tell the next holders of the GPU, as a `Quarantine` in JSON."""
-        self.leaving: tuple[asyncio.Task[Any] | None, asyncio.Future[Released | None]] | None = None
-        """While its end is under way: the task that ends it, and what Redis will have said."""
+        self.leaving: asyncio.Future[Released | None] | None = None
+        """While its end is under way: what Redis will have said."""
         self.revocation = ""
         """The reason that a message gave for a revocation, until a beat confirms it."""
         self._state: State = "held"

@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import anyio
@@ -26,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 CleanUp: TypeAlias = Callable[[], Awaitable[None] | None]
 T = TypeVar("T")
+
+_cleaned_up: ContextVar[Hold | None] = ContextVar("cleaned_up", default=None)
+"""Whose clean-up hook runs here: also in the tasks that it starts."""
 
 SHIELD_SECONDS = 15.0
 """Bound on what goes on against a cancellation."""
@@ -60,12 +64,10 @@ async def leave(manager: GpuLockManager, hold: Hold, reason: str, clean_up: Clea
     if hold.state == "released" or manager.forked:
         return None
     if hold.leaving is not None:
-        leaver, left = hold.leaving
-        if leaver is asyncio.current_task():  # a clean-up hook, which is a part of the first
+        if _cleaned_up.get() is hold:  # by its clean-up hook, which is a part of the first
             return None
-        return await asyncio.shield(left)
-    left = asyncio.get_running_loop().create_future()
-    hold.leaving = asyncio.current_task(), left
+        return await asyncio.shield(hold.leaving)
+    hold.leaving = left = asyncio.get_running_loop().create_future()
     released: Released | None = None
     try:
         released = await _leave(manager, hold, reason, clean_up)
@@ -100,6 +102,7 @@ async def _leave(manager: GpuLockManager, hold: Hold, reason: str, clean_up: Cle
 
 
 async def _clean_up(manager: GpuLockManager, hold: Hold, clean_up: CleanUp) -> None:
+    token = _cleaned_up.set(hold)
     try:
         result = clean_up()
         if inspect.isawaitable(result):
@@ -109,6 +112,8 @@ async def _clean_up(manager: GpuLockManager, hold: Hold, clean_up: CleanUp) -> N
             "the clean-up hook of %s on %s failed; the lock is released all the same", hold.task_name, hold.keys.lock
         )
         manager.incidents.keep("cleanup_failures", hold.keys)
+    finally:
+        _cleaned_up.reset(token)
 
 
 async def _release(manager: GpuLockManager, hold: Hold, reason: str) -> Released | None:

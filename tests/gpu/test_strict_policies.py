@@ -362,14 +362,15 @@ async def test_a_second_release_waits_for_the_first_and_hands_nothing_on(
     assert hooks == ["hook"]
 
 
+@pytest.mark.parametrize("in_a_task", [False, True])
 async def test_a_clean_up_hook_may_release_the_lease_itself(
-    gpu_manager: GpuLockManager, caplog: pytest.LogCaptureFixture
+    gpu_manager: GpuLockManager, caplog: pytest.LogCaptureFixture, in_a_task: bool
 ) -> None:
     leases: list[Lease] = []
     after: list[str | None] = []
 
     async def hook() -> None:
-        await leases[0].release()
+        await (asyncio.gather(leases[0].release()) if in_a_task else leases[0].release())
         after.append((await snapshot(gpu_manager)).phase)
 
     leases.append(await gpu_manager.lock(0, cleanup=hook).acquire())
