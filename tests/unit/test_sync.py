@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import pytest
 import redis
 
 from aiogpulock import ConfigError, InvalidGpuError, LeaseLostError, LockTimeoutError, NestedLockError, background, sync
-from tests.helpers import wait_until
+from tests.helpers import untraced, wait_until
 
 ROOT = Path(__file__).parents[2]
 VALUE, QUEUE = "gpu_lock:0", "{gpu_lock:0}:queue"
@@ -160,7 +159,7 @@ except KeyboardInterrupt:
 def start(program: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-X", "dev", "-W", "error", "-c", program],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**untraced(), "PYTHONPATH": str(ROOT)},  # Ctrl-C would leave coverage's own lock locked
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
