@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aiogpulock.errors import AuthenticationError, InvalidGpuError
 from aiogpulock.keys import LockKeys, check_gpu_id, index_key, lock_keys
 from aiogpulock.redis_client import RedisClient
@@ -27,6 +29,8 @@ class Census:
         self._strays: set[str] = set()
         """Found by this pass over the keyspace or by the one before: what is gone since then is forgotten."""
         self._pass: set[str] = set()
+        self._scanning = asyncio.Lock()
+        """Two scans on one cursor would each take pages from the other, and both would call their part the whole."""
         self.scan_refused = ""
 
     async def locks(self, pages: int) -> tuple[list[LockKeys], bool]:
@@ -35,7 +39,8 @@ class Census:
         Raises `RedisUnavailableError`, `AuthenticationError`.
         """
         indexed = await self._client.execute("ZRANGE", index_key(self._namespace), 0, -1)
-        complete = await self._scan(pages)
+        async with self._scanning:
+            complete = await self._scan(pages)
         ids = self._strays.union(gpu_id.decode("utf-8", "replace") for gpu_id in indexed)
         return [lock_keys(gpu_id, self._namespace) for gpu_id in sorted(filter(_is_lock_id, ids))], complete
 

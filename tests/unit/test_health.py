@@ -190,6 +190,17 @@ async def test_the_commands_of_a_check_grow_with_the_locks_and_not_faster(
     assert hundred - ten == pytest.approx(180, abs=20)  # one snapshot, and its one look at the queue, per lock
 
 
+async def test_health_checks_at_once_see_all_of_a_large_keyspace(
+    manager: GpuLockManager, redis_cleanup: redis.Redis
+) -> None:
+    redis_cleanup.mset({f"other:{number}": "1" for number in range(5000)})
+    by_hand = [f"gpu_lock:{number}" for number in range(8)]
+    redis_cleanup.mset(dict.fromkeys(by_hand, "locked_by_x"))
+    reports = await asyncio.gather(*(manager.health_check() for _ in range(3)))
+    redis_cleanup.delete(*by_hand, *(f"other:{number}" for number in range(5000)))
+    assert [report.zombie_count for report in reports] == [8, 8, 8]
+
+
 def test_rates_cover_the_window_and_not_the_lifetime() -> None:
     window = RateWindow(300)
     old = Totals(attempts=1000, acquisitions=1000, timeouts=500, emergency_releases=400)
