@@ -47,6 +47,16 @@ def test_it_goes_round_until_it_is_ended(shell: Shell, redis_cleanup: redis.Redi
     assert ended(monitor)[0] == 130
 
 
+def test_sigterm_ends_it_in_order(shell: Shell, redis_cleanup: redis.Redis) -> None:
+    monitor = shell.start("monitor", env=QUICK)
+    wait_until(lambda: bool(redis_cleanup.exists("{gpu_lock}:monitor")), description="it speaks for all", timeout=30)
+    monitor.send_signal(signal.SIGTERM)
+    code, *told = ended(monitor)
+    assert code == -signal.SIGTERM
+    assert not any("Traceback" in text for text in told)
+    assert not redis_cleanup.exists("{gpu_lock}:monitor"), "the next one would be silent until that lapses"
+
+
 def test_enabled_is_respected(shell: Shell) -> None:
     off = shell.run("monitor", env={"AIOGPULOCK_MONITOR_ENABLED": "false"})
     assert (off.returncode, off.stdout) == (0, "")

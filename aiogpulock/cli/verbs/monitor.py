@@ -25,10 +25,15 @@ def command(once: bool, dry_run: bool, target: Target) -> None:
     may run at once.
     """
     import asyncio
+    import os
+    import signal
 
     from aiogpulock.monitor import GpuLockMonitor
 
     async def work() -> None:
+        """A service manager ends it by SIGTERM: what waits is still sent, and another monitor may speak at once."""
+        if (me := asyncio.current_task()) is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
         manager = target.manager()
         overrides: dict[str, Any] = {"auto_recovery": False} if dry_run else {}
         teller = _Teller()
@@ -49,7 +54,10 @@ def command(once: bool, dry_run: bool, target: Target) -> None:
         by = source.origins.get("gpu_lock_monitor.enabled", "default")
         click.echo(f"the monitor is switched off: gpu_lock_monitor.enabled is false ({by})", err=True)
         return
-    asyncio.run(work())
+    try:
+        asyncio.run(work())
+    except asyncio.CancelledError:
+        os.kill(os.getpid(), signal.SIGTERM)  # its handler went with the loop: die of it as without us
 
 
 class _Teller:
