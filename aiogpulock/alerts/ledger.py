@@ -6,16 +6,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from aiogpulock import clock
 from aiogpulock.alerts.notice import Notice
-from aiogpulock.models import Alert
+from aiogpulock.models import Alert, AlertLevel
 
 Key = tuple[str, str, str]
 
 MOST_PER_WINDOW = 20
-"""Notices of one urgency in `RATE_WINDOW` seconds; what is critical does not wait behind warnings."""
+"""Notices of one level in `RATE_WINDOW` seconds; what is more urgent does not wait behind the rest."""
 RATE_WINDOW = 300.0
 MOST_REMEMBERED = 10_000
 
@@ -43,7 +43,7 @@ class Ledger:
         self._events: dict[Key, _Known] = {}
         self._open: dict[Key, _Known] = {}
         """Conditions that last, or whose end is still to be told."""
-        self._rates = {True: _Rate(now), False: _Rate(now)}
+        self._rates = {level: _Rate(now) for level in get_args(AlertLevel)}
 
     def event(self, alert: Alert, *, spoken_until: float | None = None) -> list[Notice]:
         """Something happened."""
@@ -95,7 +95,7 @@ class Ledger:
 
     def _notices(self, known: _Known, kind: Literal["raised", "repeated", "resolved"]) -> list[Notice]:
         """One, or none if there is no room: then it does not count as told."""
-        rate = self._rates[known.alert.level == "warning"]
+        rate = self._rates[known.alert.level]
         if not rate.allows():
             rate.held_back += not known.held_back
             known.held_back = True

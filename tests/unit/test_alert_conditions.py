@@ -141,6 +141,12 @@ def test_what_the_rate_limit_kept_back_is_counted_and_its_end_not_told(ledger: L
     assert [notice.held_back for notice in ended][:2] == [5, 0]
 
 
+def test_a_p0_waits_behind_nothing_else(ledger: Ledger) -> None:
+    ledger.conditions([dead(number) for number in range(25)])
+    (told,) = ledger.event(Alert("gpu_lock_critical_failure", "P0", "gpu_lock:99", "stays held"))
+    assert told.alert.level == "P0"
+
+
 def test_what_was_kept_back_does_not_count_as_told(ledger: Ledger, clock: Clock) -> None:
     flood = [dead(number) for number in range(25)]
     first = ledger.conditions(flood)
