@@ -36,7 +36,7 @@ class ExceptionStats(msgspec.Struct):
     release_script_errors: int = 0
     """The release script answered with an error."""
     ownership_violations: int = 0
-    """A release found another holder, or a lease that had been ended."""
+    """A release found another holder, or a lease that had ended; not one that was ended by force."""
 
 
 def log_alert(alert: Alert) -> None:

@@ -31,6 +31,9 @@ T = TypeVar("T")
 _cleaned_up: ContextVar[Hold | None] = ContextVar("cleaned_up", default=None)
 """Whose clean-up hook runs here: also in the tasks that it starts."""
 
+
+_ORDERED = ("forced", "forced_by_monitor")
+"""Ends that somebody wanted: whoever finds one at its release has violated nothing."""
 SHIELD_SECONDS = 15.0
 """Bound on what goes on against a cancellation."""
 
@@ -132,7 +135,7 @@ async def _end(scripts: Scripts, hold: Hold, reason: str) -> Released:
 
 
 async def _after(manager: GpuLockManager, hold: Hold, released: Released) -> None:
-    if not released.ok and hold.lost_reason is None:
+    if not released.ok and hold.lost_reason is None and released.detail not in _ORDERED:
         manager.incidents.count("ownership_violations", hold.keys)
     if released.ok and (told := quarantine_of(hold.quarantine)):
         manager.incidents.alert("gpu_quarantined", "critical", hold.keys, f"{hold.keys.lock}: {told.reason}")

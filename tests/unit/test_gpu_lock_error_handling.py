@@ -191,9 +191,10 @@ async def test_a_clean_up_hook_runs_before_the_release_and_its_failure_is_counte
 async def test_counters_of_two_managers_add_up_in_redis(redis_url: str, redis_cleanup: redis.Redis) -> None:
     async def violate(manager: GpuLockManager) -> None:
         lease = await manager.lock(0).acquire()
-        assert await manager.force_release(0)
+        redis_cleanup.set("gpu_lock:0", "locked_by_another")
         with pytest.raises(Exception, match="is lost"):
             await lease.release()
+        redis_cleanup.delete("gpu_lock:0")
 
     quiet = {**TIMES, "use_event_driven": False}
     async with GpuLockManager(redis_url, **quiet) as one, GpuLockManager(redis_url, **quiet) as two:

@@ -152,6 +152,25 @@ async def test_the_pair_cancels_nothing_and_tells_by_lost_check_and_on_lost(mana
     assert manager.exception_stats.ownership_violations == 0
 
 
+async def test_a_release_that_is_the_first_to_hear_of_a_force_is_no_violation(
+    manager: GpuLockManager, redis_url: str
+) -> None:
+    """As after a call that blocked the loop: the message is there, and nobody has read it."""
+
+    async def force_from_outside() -> None:
+        async with GpuLockManager(redis_url=redis_url) as operator:
+            await force(operator)
+
+    lease = await manager.lock(0).acquire()
+    other = threading.Thread(target=lambda: asyncio.run(force_from_outside()))
+    other.start()
+    other.join()
+    assert not lease.lost.is_set()
+    with pytest.raises(LeaseLostError, match="forced"):
+        await lease.release()
+    assert manager.exception_stats.ownership_violations == 0
+
+
 async def test_an_on_lost_that_raises_harms_nothing(manager: GpuLockManager, caplog: pytest.LogCaptureFixture) -> None:
     def fail(reason: str) -> None:
         raise ZeroDivisionError
