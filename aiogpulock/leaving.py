@@ -31,9 +31,9 @@ T = TypeVar("T")
 _cleaned_up: ContextVar[Hold | None] = ContextVar("cleaned_up", default=None)
 """Whose clean-up hook runs here: also in the tasks that it starts."""
 
-
 _ORDERED = ("forced", "forced_by_monitor")
 """Ends that somebody wanted: whoever finds one at its release has violated nothing."""
+
 SHIELD_SECONDS = 15.0
 """Bound on what goes on against a cancellation."""
 
