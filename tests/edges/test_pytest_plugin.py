@@ -388,7 +388,9 @@ def test_an_unused_plugin_imports_nothing_but_itself(run: Run) -> None:
 
 @pytest.mark.parametrize("moment", ["waits", "holds"])
 def test_ctrl_c_leaves_nothing(run: Run, pytester: pytest.Pytester, client: redis.Redis, moment: str) -> None:
-    pytester.makepyfile(test_suite="import pytest, time\n@pytest.mark.gpu_lock(0)\ndef test_it(): time.sleep(60)\n")
+    # In short sleeps: a signal that comes just before a sleep begins is not heard until that ends.
+    body = "while True: time.sleep(0.05)"
+    pytester.makepyfile(test_suite=f"import pytest, time\n@pytest.mark.gpu_lock(0)\ndef test_it():\n    {body}\n")
     lease = sync.gpu_lock(0).acquire() if moment == "waits" else None
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     suite = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
