@@ -20,6 +20,9 @@ from aiogpulock.errors import GpuLockError, ManagerClosedError
 
 R = TypeVar("R")
 
+SLICE = 1.0
+"""Seconds of waiting until Python looks for signals again."""
+
 _mutex = threading.Lock()
 _background: Background | None = None
 _exiting = False
@@ -95,12 +98,12 @@ class _Call(Generic[R]):
     def result(self) -> R:
         try:
             _hand_over(self._start)
-            self._ended.acquire()
+            self._wait()
         except BaseException:
             signals.wait_for_the_end()
             if not self._over:  # else nobody will release `_ended` any more
                 _hand_over(self._cancel)
-                self._ended.acquire()
+                self._wait()
             raise
         if isinstance(self._error, asyncio.CancelledError):
             signals.wait_for_the_end()
@@ -108,6 +111,11 @@ class _Call(Generic[R]):
         if self._error is not None:
             raise self._error
         return self._results[0]
+
+    def _wait(self) -> None:
+        """In slices: a signal that comes just before a wait begins is heard only when it is over."""
+        while not self._ended.acquire(timeout=SLICE):
+            pass
 
     # on the loop, one after the other
 
