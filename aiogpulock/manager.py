@@ -32,7 +32,7 @@ from aiogpulock.history import read_history
 from aiogpulock.incidents import AlertHook, CriticalFailureLog, ExceptionStats, Incidents, log_alert
 from aiogpulock.keys import LockKeys, check_gpu_id, lock_keys
 from aiogpulock.lease import Hold
-from aiogpulock.leaving import finish, leave
+from aiogpulock.leaving import finish, leave, leave_all
 from aiogpulock.liveness import this_process, with_companions
 from aiogpulock.lock import GpuLock
 from aiogpulock.models import Alert, HistoryEvent, LockSnapshot
@@ -244,7 +244,10 @@ class GpuLockManager:
         await self.close()
 
     async def close(self) -> None:
-        """Release what is still held, close all connections. Idempotent."""
+        """Release what is still held, close all connections. Idempotent.
+
+        While Redis does not answer it gives up after a few times `redis.connect_timeout`, however many locks are held.
+        """
         if self._closed:
             return
         self._closed = True
@@ -402,7 +405,7 @@ class GpuLockManager:
             await parts.end_waiting()
         for hold in self.holds.all():
             hold.lose("manager_closed")  # a body must not go on unprotected
-            await leave(self, hold, "leaked")
+        await leave_all(self, "leaked")
         if parts is not None:
             await parts.close()
         await self._link.close()

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from aiogpulock import clock
-from aiogpulock.leaving import leave
+from aiogpulock.leaving import finish, leave_all
 
 if TYPE_CHECKING:
     from aiogpulock.manager import GpuLockManager
@@ -104,7 +104,7 @@ async def _leave_all(manager: GpuLockManager, remaining: set[GpuLockManager]) ->
     try:
         for hold in manager.holds.all():
             hold.dirty = True  # its body has not ended
-            await leave(manager, hold, "cancelled")
+        await finish(lambda: leave_all(manager, "cancelled"))
     finally:
         remaining.discard(manager)
         if not remaining:

@@ -6,6 +6,7 @@ The programs run under another boot id, so that nobody can find their death by a
 from __future__ import annotations
 
 import signal
+import time
 from typing import Any
 
 import pytest
@@ -85,6 +86,20 @@ def test_a_driven_worker_with_many_waiters_leaves_in_order_on_sigterm(
     assert worker.find("cancelled", name="holder") is not None, "the body was cancelled, and its clean-up ran"
     assert lock.value is None
     assert lock.queue == []
+
+
+def test_with_a_hung_redis_sigterm_takes_as_long_with_ten_locks_as_with_one(
+    own_server: RealServer, lone_crew: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIOGPULOCK_REDIS_CONNECT_TIMEOUT", "1")
+    program = lone_crew.start(own_server.url, program="thread_holds_many", **SETTINGS)
+    lone_crew.may_complain.add(program.pid)
+    program.expect("held")
+    own_server.pause()
+    began = time.monotonic()
+    program.signal(signal.SIGTERM)
+    assert program.wait(60) == -signal.SIGTERM
+    assert time.monotonic() - began < 10, "ten one after the other would take 20 s"
 
 
 def test_a_program_with_its_own_sigterm_handler_ends_in_its_own_way(

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -102,6 +103,18 @@ async def test_an_emergency_release_never_frees_the_successor(fragile: GpuLockMa
             await lease.release()
         await handing_on
         assert client.get("gpu_lock:0") == "the successor"
+
+
+async def test_closing_with_a_hung_redis_takes_as_long_with_ten_locks_as_with_one(
+    fragile: GpuLockManager, own_server: RealServer, alerts: list[Alert]
+) -> None:
+    leases = [await fragile.lock(gpu).acquire() for gpu in range(10)]
+    own_server.pause()
+    began = time.monotonic()
+    await fragile.close()
+    assert time.monotonic() - began < 4, "ten one after the other would take 8 s"
+    assert {lease.lost_reason for lease in leases} == {"manager_closed"}
+    assert len(alerts) == 10, "of each it is told that it could not be released"
 
 
 async def test_critical_failure_recording(

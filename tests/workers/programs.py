@@ -63,6 +63,15 @@ def thread_hold(config: Config) -> None:
         time.sleep(60)
 
 
+def thread_holds_many(config: Config) -> None:
+    """The lock for threads, ten of them held by the main thread."""
+    os.environ["REDIS_URL"] = config["url"]
+    say("ready")
+    leases = [aiogpulock.sync.gpu_lock(gpu, **config["settings"]).acquire() for gpu in range(10)]
+    say("held", tokens=[lease.fencing_token for lease in leases])
+    time.sleep(60)
+
+
 def closed_loop(config: Config) -> None:
     """A loop that is closed with a lease still held, in a process that lives on."""
     loop = asyncio.new_event_loop()
@@ -135,5 +144,13 @@ def _in_child(manager: GpuLockManager, config: Config) -> None:
 
 PROGRAMS: dict[str, Callable[[Config], None]] = {
     program.__name__: program
-    for program in (one_hold, own_sigterm, thread_hold, closed_loop, fork_with_sync, fork_with_manager)
+    for program in (
+        one_hold,
+        own_sigterm,
+        thread_hold,
+        thread_holds_many,
+        closed_loop,
+        fork_with_sync,
+        fork_with_manager,
+    )
 }
