@@ -51,10 +51,10 @@ async def admitted(manager: GpuLockManager, wish: Wish) -> Hold:
     await _check_card(manager, wish.gpu, memory)
     caretaker.expect(wish.gpu, memory)
     hold = await Acquisition(manager, wish).run()
-    if not _is_checked(hold, memory):
-        caretaker.begin(hold, memory)
-        return hold
     try:
+        if not _is_checked(hold, memory):
+            caretaker.begin(hold, memory)
+            return hold
         longest = wish.settings.max_wait_time
         left = float("inf") if longest is None else max(0.0, longest - (clock.now() - begun))
         await Admission(manager, hold, memory, left).run()

@@ -137,12 +137,20 @@ class Nvml:
     def _submit(self, work: Callable[[], T]) -> Future[T]:
         future: Future[T] = Future()
         with self._mutex:
-            self._jobs.put((future, work))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="aiogpulock-nvml", daemon=True)
-                self.threads_started += 1
-                self._thread.start()
+            try:
+                self._start_thread()
+            except RuntimeError as error:  # the process has too many, or ends: the next call tries again
+                future.set_exception(NvmlError("unknown", f"NVML: no thread to ask the driver in: {error}"))
+            else:
+                self._jobs.put((future, work))
         return future
+
+    def _start_thread(self) -> None:
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="aiogpulock-nvml", daemon=True)
+            thread.start()  # it cannot end before the mutex is free, and finds the call then
+            self._thread = thread
+            self.threads_started += 1
 
     def late(self, what: str, limit: float) -> NvmlError:
         """Why a call was not back within `limit` seconds; the driver may be wedged from now on."""

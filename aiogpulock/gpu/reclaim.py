@@ -86,7 +86,10 @@ async def reclaim(names: Sequence[str], *, timeout: float = 10.0) -> tuple[Recla
             finished()
 
     thread = threading.Thread(target=work, name="aiogpulock-reclaim", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:  # the process has too many
+        return tuple(Reclaimed(name, "failed", 0.0, str(error)) for name in names)
     try:
         async with asyncio.timeout(timeout):
             await done.wait()

@@ -14,6 +14,7 @@ import pytest
 
 from aiogpulock.gpu.nvml import Nvml, shared
 from aiogpulock.gpu.records import MemoryReading, NvmlError, ProcessMemory
+from tests.gpu.conftest import no_new_threads
 from tests.helpers import wait_until
 from tests.nvml_sim import GiB, MiB, Simulation, uuid
 
@@ -117,6 +118,19 @@ async def test_a_wedged_driver_is_refused_at_once_starts_no_more_threads_and_may
         assert nvml.threads_started == 1
     wait_until(lambda: not nvml.wedged, description="the driver answers again")
     assert (await nvml.read(uuid(0))).used == 0
+
+
+async def test_a_process_that_can_start_no_thread_is_told_so_and_the_next_call_tries_again(
+    sim: Simulation, nvml: Nvml
+) -> None:
+    with no_new_threads():
+        error = await refused(nvml)
+        assert (error.status, str(error)) == (
+            "unknown",
+            "NVML: no thread to ask the driver in: can't start new thread",
+        )
+    assert (await nvml.read(uuid(0))).used == 0
+    assert nvml.threads_started == 1
 
 
 async def test_a_slow_driver_stalls_nobody_on_the_event_loop(sim: Simulation, nvml: Nvml) -> None:

@@ -11,6 +11,7 @@ import pytest
 from aiogpulock.config.values import RECLAIMER_NAMES, check_reclaimers
 from aiogpulock.errors import ConfigError
 from aiogpulock.gpu.reclaim import RECLAIMERS, reclaim
+from tests.gpu.conftest import no_new_threads
 from tests.unit.support import eventually
 
 
@@ -73,6 +74,12 @@ async def test_one_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) ->
         lambda: not any(one.name == "aiogpulock-reclaim" for one in threading.enumerate()), description="its end"
     )
     assert [one.outcome for one in await reclaim(["gc", "torch"])] == ["done", "done"]
+
+
+async def test_a_process_that_can_start_no_thread_is_told_so() -> None:
+    with no_new_threads():
+        (done,) = await reclaim(["gc"])
+    assert (done.outcome, done.error) == ("failed", "can't start new thread")
 
 
 def test_an_unknown_reclaimer_is_refused() -> None:

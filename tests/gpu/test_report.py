@@ -16,6 +16,8 @@ import redis
 
 from aiogpulock import GpuLockManager, Lease, LeaseLostError
 from aiogpulock.gpu.memory import MemoryReport
+from aiogpulock.gpu.nvml import shared
+from tests.gpu.conftest import no_new_threads
 from tests.gpu.processes import Told
 from tests.helpers import wait_until
 from tests.nvml_sim import GiB, MiB, Simulation, uuid
@@ -191,6 +193,23 @@ async def test_every_error_of_the_driver_is_unverifiable_and_harms_no_hold(
     report = await report_of(lease)
     assert report.status == "unverifiable"
     assert f"(code {code})" in report.reason
+
+
+async def test_a_process_that_can_start_no_thread_is_unverifiable_and_its_next_hold_is_looked_at(
+    gpu_manager: GpuLockManager, sim: Simulation
+) -> None:
+    async with gpu_manager.lock(0):
+        pass
+    shared().close()
+    wait_until(lambda: shared()._thread is None, description="the thread ends")
+    with no_new_threads():
+        async with gpu_manager.lock(0, gpu_memory={"policy": "report", "cleanup": ["gc"]}) as unseen:
+            pass
+        report = await report_of(unseen)
+    assert (report.status, report.reason[:37]) == ("unverifiable", "unknown: NVML: no thread to ask the d")
+    async with gpu_manager.lock(0) as lease:
+        pass
+    assert (await report_of(lease)).status == "freed"
 
 
 async def test_a_lost_lease_gets_no_verdict(gpu_manager: GpuLockManager, sim: Simulation) -> None:
