@@ -74,14 +74,17 @@ def pace_of(settings: LockSettings) -> Pace:
 
 
 class Acquisition:
-    """Asks until Redis says "held". Whatever ends it before leaves nothing behind."""
+    """Asks until Redis says "held". Whatever ends it before leaves nothing behind.
 
-    def __init__(self, manager: GpuLockManager, wish: Wish) -> None:
+    `begun`: when its wait began, by `clock.now`.
+    """
+
+    def __init__(self, manager: GpuLockManager, wish: Wish, begun: float) -> None:
         self._manager = manager
         self._wish = wish
         self._settings = wish.settings
         self._terms = hold_terms(wish.settings)
-        self._started = clock.now()
+        self._begun, self._started = begun, clock.now()
         settings = wish.settings
         self._waiter = Waiter(secrets.token_hex(16), pace_of(settings), wish.priority, settings.claim_window)
         self._known = False
@@ -98,7 +101,7 @@ class Acquisition:
         if task is not None:
             self._manager.owners.acquiring.add(task)
         try:
-            async with asyncio.timeout(self._settings.max_wait_time or None):
+            async with asyncio.timeout(self._patience()):
                 return await self._until_held()
         except (QueueFullError, LockTimeoutError):
             # Redis refused it: there is no seat, unless an earlier call made one.
@@ -114,6 +117,11 @@ class Acquisition:
         finally:
             self._manager.owners.acquiring.discard(task)
             self._exit()
+
+    def _patience(self) -> float | None:
+        """Seconds; None is for ever: who does not wait at all is refused by Redis."""
+        longest = self._settings.max_wait_time
+        return max(0.001, self._begun + longest - clock.now()) if longest else None
 
     def _enter(self) -> None:
         wish = self._wish
@@ -279,7 +287,7 @@ class Acquisition:
         )
 
     def _timeout_error(self) -> LockTimeoutError:
-        waited = clock.now() - self._started
+        waited = clock.now() - self._begun
         reply = self._waiter.reply
         if reply is None:
             where = "Redis did not answer"

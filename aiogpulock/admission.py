@@ -5,6 +5,7 @@ While the GPU is looked at, the lock is held and its heartbeat goes on; who is r
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,7 +22,7 @@ from aiogpulock.foreign import family, named
 from aiogpulock.gpu.memory import PASSES
 from aiogpulock.gpu.obstacles import Demands, Kind, Obstacle, gib, obstacles
 from aiogpulock.gpu.quarantine import still_theirs
-from aiogpulock.gpu.records import Gpu, MemoryReading, NvmlError
+from aiogpulock.gpu.records import Gpu, NvmlError
 from aiogpulock.gpu.verify import Pauses
 from aiogpulock.lease import Hold
 from aiogpulock.leaving import leave, reason_for
@@ -48,14 +49,14 @@ async def admitted(manager: GpuLockManager, wish: Wish) -> Hold:
     """
     caretaker, memory = manager.caretaker, wish.settings.gpu_memory
     begun = clock.now()
-    await _check_card(manager, wish.gpu, memory)
+    longest = wish.settings.max_wait_time
+    await _check_card(manager, wish.gpu, memory, longest)
     caretaker.expect(wish.gpu, memory)
-    hold = await Acquisition(manager, wish).run()
+    hold = await Acquisition(manager, wish, begun).run()
     try:
         if not _is_checked(hold, memory):
             caretaker.begin(hold, memory)
             return hold
-        longest = wish.settings.max_wait_time
         left = float("inf") if longest is None else max(0.0, longest - (clock.now() - begun))
         await Admission(manager, hold, memory, left).run()
         await caretaker.begin_with_a_look(hold, memory)
@@ -71,19 +72,23 @@ def _is_checked(hold: Hold, memory: GpuMemorySettings) -> bool:
     return asked or hold.grant.dirty or bool(hold.grant.quarantine)
 
 
-async def _check_card(manager: GpuLockManager, gpu: Gpu, memory: GpuMemorySettings) -> None:
-    """Nobody queues for more memory than the card has. Where it does not answer now, the admission looks again."""
+async def _check_card(manager: GpuLockManager, gpu: Gpu, memory: GpuMemorySettings, longest: float | None) -> None:
+    """Nobody queues for more memory than the card has. Where it does not answer by then, the admission looks again.
+
+    That may take half of the `longest` wait: the rest is for the queue.
+    """
     if memory.require_free is None or gpu.uuid is None or gpu.remote or memory.nvml == "off":
         return
-    with suppress(NvmlError):
-        _check_size(memory.require_free_bytes, await manager.caretaker.nvml.read(gpu.uuid, processes=False))
+    with suppress(NvmlError, TimeoutError):
+        async with asyncio.timeout(None if longest is None else longest / 2):
+            total = await manager.caretaker.nvml.total(gpu.uuid)
+        _check_size(memory.require_free_bytes, gpu.uuid, total)
 
 
-def _check_size(required: int | None, reading: MemoryReading) -> None:
-    if required is not None and required > reading.total:
+def _check_size(required: int | None, uuid: str, total: int) -> None:
+    if required is not None and required > total:
         raise ConfigError(
-            f"gpu_lock.gpu_memory.require_free: {gib(required)} are more than the whole GPU has "
-            f"({gib(reading.total)}, {reading.uuid})"
+            f"gpu_lock.gpu_memory.require_free: {gib(required)} are more than the whole GPU has ({gib(total)}, {uuid})"
         )
 
 
@@ -178,7 +183,7 @@ class Admission:
 
     async def _look(self, uuid: str) -> list[Obstacle]:
         reading = await self._manager.caretaker.nvml.read(uuid)
-        _check_size(self._memory.require_free_bytes, reading)
+        _check_size(self._memory.require_free_bytes, uuid, reading.total)
         return obstacles(reading, structs.replace(self._demands, pids=family(self._demands.pids, reading)))
 
     def _patience(self, kind: Kind) -> float:

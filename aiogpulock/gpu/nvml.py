@@ -81,6 +81,7 @@ class Nvml:
         self._busy_since: float | None = None
         self._wedged = False
         self._ready = False
+        self._totals: dict[str, int] = {}
 
     @property
     def wedged(self) -> bool:
@@ -102,6 +103,12 @@ class Nvml:
     def ask(self, uuid: str, *, processes: bool = True, version: int | None = None) -> Asked[MemoryReading]:
         """The same, begun at once: whoever asks may block the event loop before the answer is there."""
         return self._ask("memory reading", lambda: _driver.read(uuid, processes=processes, version=version))
+
+    async def total(self, uuid: str) -> int:
+        """Bytes of one device, in use or not; it is asked once. Raises `NvmlError`."""
+        if uuid not in self._totals:
+            self._totals[uuid] = (await self.read(uuid, processes=False)).total
+        return self._totals[uuid]
 
     async def utilization(self, uuid: str) -> int:
         """Percent of the last moment, up to 1 s, in which the device computed; MIG has none. Raises `NvmlError`."""

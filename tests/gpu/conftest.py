@@ -39,6 +39,7 @@ def sim(driver_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(numbering, "BOUND", tmp_path / "no sysfs")
     episode._episodes.clear()
     admission._blind.clear()
+    shared()._totals.clear()
     yield simulation
     simulation.close()
     shared().close()

@@ -113,6 +113,26 @@ async def test_the_size_of_a_card_that_did_not_answer_before_the_queue_is_told_a
     assert (await snapshot(gpu_manager)).value is None
 
 
+@pytest.mark.parametrize("longest", [0, 0.4])
+async def test_a_driver_that_hangs_before_the_queue_takes_no_more_than_the_wait(
+    gpu_manager: GpuLockManager, sim: Simulation, longest: float
+) -> None:
+    holder = await gpu_manager.lock(0, gpu_memory={"policy": "off"}).acquire_for("a holder")
+    begun = time.monotonic()
+    with sim.hung("memory_v2"), pytest.raises(LockTimeoutError, match=r"held by '.*a holder'"):
+        await gpu_manager.lock(0, max_wait_time=longest, gpu_memory=asked(require_free="20GiB")).acquire()
+    assert longest <= time.monotonic() - begun < 1.5
+    await holder.release()
+
+
+async def test_the_size_of_a_card_is_asked_once(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    lock = gpu_manager.lock(0, gpu_memory=asked(require_free="100GiB", policy="off"))
+    for _ in range(3):
+        with pytest.raises(ConfigError, match="more than the whole GPU has"):
+            await lock.acquire()
+    assert sim.call("memory_v2").count == 1
+
+
 # on_busy
 
 
