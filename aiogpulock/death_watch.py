@@ -102,7 +102,7 @@ async def _free(pid: int) -> None:
 
 async def _reap(manager: GpuLockManager, seen: LockSnapshot) -> None:
     keys, terms = lock_keys(seen.gpu_id, manager.namespace), manager.script_terms()
-    ended, more = await manager.scripts.reap(keys, terms, seen.value or "", "reaped", "task_failure", manager.actor)
+    ended, more = await manager.scripts.reap(keys, terms, seen.ownership or "", "reaped", "task_failure", manager.actor)
     if ended:
         logger.warning("%s was held by %s, whose process %s is dead: it is free", seen.key, seen.task_name, seen.pid)
     if more:

@@ -221,16 +221,17 @@ class GpuLockManager:
         parts = await self.started()
         keys = await self.keys_of(gpu_id)
         seen = await parts.scripts.snapshot(keys)
-        if seen.value is None or holder_id not in (None, seen.holder_id or seen.value):
+        value = seen.ownership
+        if value is None or holder_id not in (None, seen.holder_id or value):
             return False
         terms = self.script_terms()
         who = f"{actor or self.actor} ({reason})"
-        ended, more = await parts.scripts.reap(keys, terms, seen.value, "forced", "forced", who)
+        ended, more = await parts.scripts.reap(keys, terms, value, "forced", "forced", who)
         if more:
             await self.resume(keys, terms)
         if ended:
             self._audit.record(
-                "force_release", keys.lock, seen.value, holder=seen.task_name, reason=reason, actor=actor or self.actor
+                "force_release", keys.lock, value, holder=seen.task_name, reason=reason, actor=actor or self.actor
             )
         return ended
 

@@ -248,6 +248,13 @@ class LockSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Why the GPU is quarantined, in words."""
 
     @property
+    def ownership(self) -> str | None:
+        """What the scripts compare before they end the holder: the value, also where its key alone was deleted."""
+        if self.value is None and self.holder_id is not None:
+            return f"locked_by_{self.task_name or ''}:{self.holder_id}"
+        return self.value
+
+    @property
     def silent_for(self) -> float | None:
         """Seconds since the last beat; None: nobody holds a lease."""
         if self.phase in (None, "granted") or self.lease is None or self.deadline_in is None:

@@ -93,13 +93,12 @@ def _repair(
     gone: tuple[str, ...] = (),
     stands_for: float | None = None,
 ) -> Repair:
-    value = lock.value if lock.holder_id is None else f"locked_by_{lock.task_name or ''}:{lock.holder_id}"
     return Repair(
         gpu_id=lock.gpu_id,
         key=lock.key,
         action=action,
         cause=cause,
-        value=value,
+        value=lock.ownership,
         holder=lock.task_name,
         reason=reason,
         detail=detail,

@@ -56,6 +56,19 @@ async def test_a_release_after_the_loss_leaves_the_successor_alone(
         lease.check()
 
 
+async def test_a_live_holder_is_ended_by_force_also_where_its_key_was_deleted_by_hand(
+    manager: GpuLockManager, redis_cleanup: redis.Redis
+) -> None:
+    lease = await manager.lock(0).acquire()
+    redis_cleanup.delete(lease.key)  # its record still keeps everybody out
+    assert not await manager.force_release(0, holder_id="somebody else")
+    assert await manager.force_release(0, holder_id=lease.holder_id)
+    assert not await manager.force_release(0)
+    with pytest.raises(LeaseLostError) as caught:
+        await lease.release()
+    assert caught.value.reason == "forced"
+
+
 async def test_not_the_owner_at_release_is_a_loss_and_no_emergency(
     manager: GpuLockManager, redis_cleanup: redis.Redis
 ) -> None:

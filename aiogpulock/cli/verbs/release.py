@@ -53,12 +53,12 @@ async def _end_holder(manager: GpuLockManager, gpu: str, holder: str | None, rea
     from aiogpulock.cli.session import look_at
 
     seen = (await look_at(manager, [gpu]))[0]
-    if seen.value is None:
+    if seen.ownership is None:
         return f"nobody holds gpu {gpu}"
-    if holder not in (None, seen.holder_id or seen.value):
+    if holder not in (None, seen.holder_id or seen.ownership):
         return f"gpu {gpu} is {holder_words(seen, seen.age)}, not by {holder}"
     _ask(f"gpu {gpu} is {holder_words(seen, seen.age)}", "Take it away?", force=force)
-    who = seen.holder_id or seen.value
+    who = seen.holder_id or seen.ownership
     released = await manager.force_release(seen, holder_id=who, reason=reason, actor=_actor())
     return "" if released else f"gpu {gpu} was released meanwhile: nothing was done"
 
