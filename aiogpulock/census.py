@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from aiogpulock import clock
 from aiogpulock.errors import AuthenticationError, InvalidGpuError
 from aiogpulock.keys import LockKeys, check_gpu_id, index_key, lock_keys
 from aiogpulock.redis_client import RedisClient
@@ -33,20 +34,23 @@ class Census:
         """Two scans on one cursor would each take pages from the other, and both would call their part the whole."""
         self.scan_refused = ""
 
-    async def locks(self, pages: int) -> tuple[list[LockKeys], bool]:
-        """All that is known after at most `pages` more calls of SCAN, and whether those reached the end.
+    async def locks(self, pages: int, seconds: float) -> tuple[list[LockKeys], bool]:
+        """All that is known after more calls of SCAN, and whether those reached the end.
 
+        At most `pages` of them, and none begins after `seconds`: on a slow line each takes as long as its way there.
         Raises `RedisUnavailableError`, `AuthenticationError`.
         """
         indexed = await self._client.execute("ZRANGE", index_key(self._namespace), 0, -1)
         async with self._scanning:
-            complete = await self._scan(pages)
+            complete = await self._scan(pages, seconds)
         ids = self._strays.union(gpu_id.decode("utf-8", "replace") for gpu_id in indexed)
         return [lock_keys(gpu_id, self._namespace) for gpu_id in sorted(filter(_is_lock_id, ids))], complete
 
-    async def _scan(self, pages: int) -> bool:
-        prefix = f"{self._namespace}:"
-        for _ in range(pages):
+    async def _scan(self, pages: int, seconds: float) -> bool:
+        prefix, began = f"{self._namespace}:", clock.now()
+        for page in range(pages):
+            if page and clock.now() - began >= seconds:
+                break
             command = ("SCAN", self._cursor, "MATCH", f"{prefix}*", "COUNT", PAGE, "TYPE", "string")
             try:
                 self._cursor, found = await self._client.execute(*command)

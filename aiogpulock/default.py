@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from aiogpulock.manager import GpuLockManager
+
+FindManager = Callable[[], Awaitable[GpuLockManager]]
+"""Whose manager to use, asked for anew at each use: a loop's own may be replaced."""
 
 
 class PerLoop:

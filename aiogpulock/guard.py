@@ -32,7 +32,8 @@ logger = logging.getLogger(__name__)
 class Guard:
     """Steps in when the loop's beat is half an interval late, for at most `max_stall` seconds per stall.
 
-    `ticked_at` tells when the loop last ran its heartbeat; `on_stall` is called once per stall, from this thread.
+    `ticked_at` tells when the loop last ran its heartbeat; `on_stall` is called once per stall, from this thread;
+    `restored` after a re-assertion, on the loop when it runs again.
     """
 
     FASTEST: ClassVar[float] = 0.05
@@ -50,12 +51,14 @@ class Guard:
         ticked_at: Callable[[], float],
         clean_run: Callable[[], str],
         on_stall: Callable[[Hold, float], None],
+        restored: Callable[[Hold], None],
     ) -> None:
         self._holds = holds
         self._timeout = timeout
         self._ticked_at = ticked_at
         self._clean_run = clean_run
         self._on_stall = on_stall
+        self._restored = restored
         options = connection_options(url, connect_timeout=timeout, name="aiogpulock-guard")
         retry = Retry(NoBackoff(), 0)
         self._pool = redis.ConnectionPool.from_url(**{**options, "socket_timeout": timeout, "retry": retry})
@@ -163,7 +166,11 @@ class Guard:
             claim = (hold.id, hold.token, *hold.terms.lease, *hold.reassertion())
             reply = self._call("reassert", hold.keys, claim)
             if reply is not None:
-                settle(hold, parse_beat(reply, hold.keys), sent_at)
+                beat = parse_beat(reply, hold.keys)
+                settle(hold, beat, sent_at)
+                if beat.status == "renewed":
+                    with suppress(RuntimeError):  # the loop was closed just now: the next look releases
+                        hold.loop.call_soon_threadsafe(self._restored, hold)
 
     def _release(self, hold: Hold) -> None:
         """The loop is closed: nobody is left to run the body, so the lease ends."""

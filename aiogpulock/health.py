@@ -21,8 +21,8 @@ from aiogpulock.zombies import Zombie, find_zombies
 
 CLOCK_TOLERANCE = 2.0
 """Seconds by which the server's clock may differ from this host's before it is worth a word."""
-SCAN_PAGES = 100
-"""Of `census.PAGE` keys each: a larger keyspace is looked through over several health checks."""
+SCAN_PAGES, SCAN_SECONDS = 100, 1.0
+"""Of `census.PAGE` keys each: a larger keyspace, or one behind a slow line, is looked through over several checks."""
 
 
 class LongHeldLock(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,7 +87,7 @@ class Health:
 
     async def look(self, settings: Settings) -> Survey:
         """Raises `RedisUnavailableError`, `AuthenticationError`."""
-        keys, complete = await self._census.locks(SCAN_PAGES)
+        keys, complete = await self._census.locks(SCAN_PAGES, SCAN_SECONDS)
         found = await self._scripts.snapshots(keys)
         locks = [lock for lock in found if isinstance(lock, LockSnapshot)]
         info, server_ahead = await self._server()

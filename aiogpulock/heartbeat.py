@@ -63,19 +63,25 @@ class Heartbeat:
     """Beats for all holds at the smallest interval among them, and ends each lease at its local deadline.
 
     `cap()` bounds the interval from outside: without an inbox, half the restart grace. `unreachable` is awaited after a
-    beat that could not be delivered.
+    beat that could not be delivered, `restored` is called after a re-assertion.
     """
 
     RETRY: ClassVar[float] = 0.2
     """Seconds until a failed beat is tried again, at most; until the local deadline."""
 
     def __init__(
-        self, holds: Holds, scripts: Scripts, cap: Callable[[], float], unreachable: Callable[[], Awaitable[None]]
+        self,
+        holds: Holds,
+        scripts: Scripts,
+        cap: Callable[[], float],
+        unreachable: Callable[[], Awaitable[None]],
+        restored: Callable[[Hold], None],
     ) -> None:
         self._holds = holds
         self._scripts = scripts
         self._cap = cap
         self._unreachable = unreachable
+        self._restored = restored
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._deadline_timer: asyncio.TimerHandle | None = None
@@ -180,6 +186,7 @@ class Heartbeat:
         settle(hold, beat, sent_at)
         if beat.status == "renewed":
             logger.warning("Redis had lost the lease on %s; it is re-asserted", hold.keys.lock)
+            self._restored(hold)
         return True
 
     def _arm_deadline(self, deadline: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from aiogpulock.errors import InvalidGpuError
@@ -49,8 +48,6 @@ class Incoming:
             self._parts.heartbeat.beat_now()
             self._parts.index.forget()
             self._manager.later("aliases", self._parts.finder.restore)
-            for gpu_id in {hold.keys.gpu_id for hold in self._manager.holds.all()}:
-                self._manager.later(f"index of {gpu_id}", partial(self._parts.index.add, gpu_id))
         for room in self._parts.rooms.values():
             room.health_changed()
 

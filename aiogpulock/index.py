@@ -8,8 +8,8 @@ from aiogpulock.keys import index_key
 from aiogpulock.redis_client import RedisClient
 
 KEEP_SECONDS = 30 * 24 * 3600
-FRESH_SECONDS = 24 * 3600
-"""For so long an id that this process has added is not added again."""
+FRESH_SECONDS = 60
+"""For so long an id that this process has added is not added again: somebody may have emptied the database."""
 MOST_REMEMBERED = 1000
 """One more, and the oldest is added again at its next use."""
 
@@ -28,9 +28,14 @@ class Index:
     async def add(self, gpu_id: str) -> None:
         """Make an id known, and forget old ones. Raises `RedisUnavailableError`, `AuthenticationError`."""
         now = time.time()
-        await self._client.execute("ZADD", self._key, int(now), gpu_id)
-        await self._client.execute("EXPIRE", self._key, KEEP_SECONDS)
-        await self._client.execute("ZREMRANGEBYSCORE", self._key, "-inf", int(now) - KEEP_SECONDS)
+        commands = (
+            ("ZADD", self._key, int(now), gpu_id),
+            ("EXPIRE", self._key, KEEP_SECONDS),
+            ("ZREMRANGEBYSCORE", self._key, "-inf", int(now) - KEEP_SECONDS),
+        )
+        for reply in await self._client.execute_many(commands):
+            if isinstance(reply, Exception):
+                raise reply
         self._added.pop(gpu_id, None)
         self._added[gpu_id] = now
         if len(self._added) > MOST_REMEMBERED:
@@ -39,8 +44,3 @@ class Index:
     def forget(self) -> None:
         """Redis may have lost it: each id is added again at its next use."""
         self._added.clear()
-
-    async def ids(self) -> list[str]:
-        """All that are known. Raises `RedisUnavailableError`, `AuthenticationError`."""
-        known = await self._client.execute("ZRANGE", self._key, 0, -1)
-        return sorted(gpu_id.decode("utf-8", "replace") for gpu_id in known)

@@ -22,7 +22,6 @@ from aiogpulock.errors import (
     GpuLockError,
     InvalidGpuError,
     ManagerClosedError,
-    ProtocolError,
     RedisUnavailableError,
 )
 from aiogpulock.gpu.records import Gpu
@@ -40,6 +39,7 @@ from aiogpulock.owners import Owners
 from aiogpulock.parts import Parts
 from aiogpulock.scripts import Scripts, Terms
 from aiogpulock.server_link import ServerLink
+from aiogpulock.sight import Sight
 from aiogpulock.waiting import WaitingRoom
 from aiogpulock.wakeups import Inbox
 
@@ -135,14 +135,23 @@ class GpuLockManager:
     async def status(self) -> list[LockSnapshot]:
         """Every known lock: holder, age, queue, deadline. Raises `RedisUnavailableError`.
 
-        One whose keys hold something else is left out and logged; `health_check` names it among its findings.
+        Also those that somebody set by hand; in a keyspace of more than 10,000 keys they are found after some calls.
+        One that cannot be read is left out and logged; `look` and `health_check` tell of it.
         """
-        parts = await self.started()
-        found = await parts.scripts.snapshots([lock_keys(gpu_id, self.namespace) for gpu_id in await parts.index.ids()])
-        for error in found:
-            if isinstance(error, ProtocolError):
-                logger.warning("%s", error)
-        return [lock for lock in found if isinstance(lock, LockSnapshot)]
+        sight = await self.look()
+        for why in sight.unreadable.values():
+            logger.warning("%s", why)
+        return list(sight.locks)
+
+    async def look(self, gpu_ids: Iterable[int | str] | None = None) -> Sight:
+        """The same with what cannot be read, and why; of all locks, or of those of `gpu_ids` in their order.
+
+        Raises `InvalidGpuError`, `RedisUnavailableError`.
+        """
+        observer = (await self.started()).overview.observer
+        if gpu_ids is None:
+            return await observer.look()
+        return await observer.look_at([await self.keys_of(gpu_id) for gpu_id in gpu_ids])
 
     async def health_check(self, *, timeout: float | None = None) -> HealthReport:
         """What is dead, held for long, or about to go wrong, on the server and in every lock; the rates of failures.
@@ -374,7 +383,7 @@ class GpuLockManager:
         return await self.parts.finder.find(gpu_id, settings.identity, settings.gpu_memory.nvml, patience)
 
     async def index(self, keys: LockKeys) -> None:
-        """Make a lock known before its first acquire, and once a day. Raises `AuthenticationError`.
+        """Make a lock known before its first acquire, and once a minute. Raises `AuthenticationError`.
 
         A server that refuses writes for a while must not end an acquisition that would wait for it.
         """

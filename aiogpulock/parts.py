@@ -27,6 +27,7 @@ from aiogpulock.redis_client import RedisClient
 from aiogpulock.scripts import Scripts
 from aiogpulock.server_check import restart_grace_left
 from aiogpulock.server_link import ServerLink
+from aiogpulock.sight import Observer
 from aiogpulock.verdicts import Verdicts
 from aiogpulock.waiting import WaitingRoom
 from aiogpulock.wakeups import Inbox
@@ -41,6 +42,7 @@ class Overview:
     def __init__(self, link: ServerLink, namespace: str) -> None:
         self.client = link.client(connections=1)
         self.scripts = Scripts(self.client, link.clean_run)
+        self.observer = Observer(self.client, self.scripts, namespace)
         self._namespace = namespace
         self._health: Health | None = None
 
@@ -75,7 +77,9 @@ class Parts:
             on_unreachable=manager.unreachable,
         )
         self.overview = Overview(manager.link, manager.namespace)
-        self.heartbeat = Heartbeat(manager.holds, self.urgent, cap=self._beat_cap, unreachable=manager.unreachable)
+        self.heartbeat = Heartbeat(
+            manager.holds, self.urgent, cap=self._beat_cap, unreachable=manager.unreachable, restored=self._restored
+        )
         self.finder = Finder(
             shared(),
             Aliases(client.execute_many, manager.namespace, boot_id(), self._grace_left),
@@ -107,8 +111,13 @@ class Parts:
                 ticked_at=lambda: self.heartbeat.ticked_at,
                 clean_run=manager.link.clean_run,
                 on_stall=_report_stall(manager),
+                restored=self._restored,
             )
         return self._guard
+
+    def _restored(self, hold: Hold) -> None:
+        """Redis had forgotten a lock, so it may not know which there are either."""
+        self._manager.later(f"index of {hold.keys.lock}", partial(self.index.add, hold.keys.gpu_id))
 
     async def _grace_left(self) -> float:
         manager = self._manager

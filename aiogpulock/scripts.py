@@ -294,7 +294,9 @@ def _beat_or_error(reply: Any, keys: LockKeys) -> Beat | Exception:
 def _snapshot_or_error(reply: Any, keys: LockKeys) -> LockSnapshot | ProtocolError:
     try:
         if isinstance(reply, Exception):
-            return ProtocolError(f"{keys.lock} cannot be read: {reply}")
+            other = f"{keys.lock} or {{{keys.lock}}}:… holds what is none of ours: move or delete it"
+            advice = f". {other}" if "WRONGTYPE" in str(reply) else ""
+            return ProtocolError(f"{keys.lock} cannot be read: {reply}{advice}")
         return _snapshot(_checked(reply, keys), keys)
     except ProtocolError as error:
         return error

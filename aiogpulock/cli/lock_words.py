@@ -57,9 +57,9 @@ def holder_words(lock: LockSnapshot, held_for: float | None) -> str:
     return f'held by {who(lock.user, lock.host, lock.pid)} "{plain(lock.task_name)}"{since}'
 
 
-async def known_devices(manager: GpuLockManager, locks: Sequence[LockSnapshot]) -> Sequence[GpuDevice]:
+async def known_devices(manager: GpuLockManager, gpu_ids: Sequence[str]) -> Sequence[GpuDevice]:
     """What NVML lists here, if any of the locks needs it for its name."""
-    if manager.settings.gpu_lock.gpu_memory.nvml == "off" or not any(_is_uuid(lock.gpu_id) for lock in locks):
+    if manager.settings.gpu_lock.gpu_memory.nvml == "off" or not any(map(_is_uuid, gpu_ids)):
         return ()
     try:
         return await shared().devices()

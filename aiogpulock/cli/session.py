@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -31,11 +31,9 @@ def with_manager(target: Target, work: Callable[[GpuLockManager], Awaitable[T]])
     return asyncio.run(main())
 
 
-async def look_at(manager: GpuLockManager, gpus: Sequence[str]) -> list[LockSnapshot]:
-    """The locks of these GPUs, or every known one. Raises `InvalidGpuError`, `RedisUnavailableError`."""
-    if not gpus:
-        return await manager.status()
-    return [await manager.scripts.snapshot(await manager.keys_of(gpu)) for gpu in gpus]
+async def look_at(manager: GpuLockManager, gpu: str) -> LockSnapshot:
+    """The lock of this GPU. Raises `InvalidGpuError`, `ProtocolError`, `RedisUnavailableError`."""
+    return await manager.scripts.snapshot(await manager.keys_of(gpu))
 
 
 def print_json(**content: Any) -> None:

@@ -48,13 +48,14 @@ class _Observer:
         self._manager = manager
         self._typical: dict[str, float | None] = {}
         self._typical_at = float("-inf")
-        self._locks: list[LockSnapshot] = []
+        self._locks: tuple[LockSnapshot, ...] = ()
 
     async def look(self) -> Scene:
         """What can be seen now; what cannot be seen is told, and what was seen last stays."""
         trouble = ""
         try:
-            self._locks = await self._manager.status()
+            self._locks, unreadable = await self._manager.look()
+            trouble = " · ".join(unreadable.values())
             await self._learn()
         except GpuLockError as error:
             trouble = str(error)
@@ -62,7 +63,7 @@ class _Observer:
         return Scene(
             server=self._manager.server or "",
             at=time.time(),
-            locks=tuple(self._locks),
+            locks=self._locks,
             queues=tuple(Queue(lock, self._typical.get(lock.gpu_id)) for lock in self._locks if lock.queue),
             devices=devices,
             readings=readings,

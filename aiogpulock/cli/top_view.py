@@ -42,7 +42,7 @@ class Scene(NamedTuple):
     devices: Sequence[GpuDevice]
     readings: dict[str, MemoryReading]
     trouble: str
-    """Why there is no news from Redis."""
+    """Why there is no news from Redis, or of some of its locks."""
     no_memory: str
     """Why there is no memory to show."""
 

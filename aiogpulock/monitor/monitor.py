@@ -38,8 +38,8 @@ T = TypeVar("T")
 
 HANGS = 1.0
 """Seconds that no refusal takes."""
-SCAN_PAGES = 10
-"""Per round, of `census.PAGE` keys each."""
+SCAN_PAGES, SCAN_SECONDS = 10, 1.0
+"""Per round, of `census.PAGE` keys each; the next round goes on from there."""
 
 
 class GpuLockMonitor:
@@ -202,7 +202,7 @@ class GpuLockMonitor:
         turn = self._turn = await self._speaker.turn(client, self._settings.monitor_interval)
         if self._census is None:
             self._census = Census(client, namespace)
-        keys, complete = await self._census.locks(SCAN_PAGES)
+        keys, complete = await self._census.locks(SCAN_PAGES, SCAN_SECONDS)
         found = await parts.overview.scripts.snapshots(keys)
         locks = [lock for lock in found if isinstance(lock, LockSnapshot)]
         zombies = [find_zombies(lock) for lock in locks]

@@ -12,12 +12,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from aiogpulock.default import FindManager
 from aiogpulock.errors import RedisUnavailableError
 from aiogpulock.metrics import CONTENT_TYPE, render_metrics
 from aiogpulock.models import LockSnapshot, for_outside
+from aiogpulock.sight import Sight
 from aiogpulock.web.problems import Problem
 from aiogpulock.web.security import require_token
-from aiogpulock.web.sight import FindManager, Observer, Sight
 
 HISTORY_LIMIT = 1000
 BODY_BYTES = 16 * 1024
@@ -46,7 +47,6 @@ class Endpoints:
 
     def __init__(self, find_manager: FindManager, token: str | None) -> None:
         self._find_manager = find_manager
-        self._observer = Observer(find_manager)
         self._token = token
 
     def routes(self) -> list[Route]:
@@ -93,17 +93,19 @@ class Endpoints:
 
     async def status(self, _: Request) -> Response:
         """Every lock."""
-        sight = await self._observer.look()
-        body = {"locks": [for_outside(lock) for lock in sight.locks], "unreadable": sight.unreadable}
-        return json_response({"server": sight.manager.server, "timestamp": time.time(), **body})
+        manager = await self._find_manager()
+        locks, unreadable = await manager.look()
+        body = {"locks": [for_outside(lock) for lock in locks], "unreadable": unreadable}
+        return json_response({"server": manager.server, "timestamp": time.time(), **body})
 
     async def history(self, request: Request) -> Response:
         """The last events of one lock, or of all, newest first."""
         limit = _limit(request.query_params.get("limit", "100"))
-        sight = await self._observer.look()
+        manager = await self._find_manager()
+        sight = await manager.look()
         wanted = request.query_params.getlist("gpu_id")
         locks = [_known(gpu_id, sight) for gpu_id in wanted] if wanted else sight.locks
-        events = [event for lock in locks for event in await sight.manager.history(lock, limit=limit)]
+        events = [event for lock in locks for event in await manager.history(lock, limit=limit)]
         events.sort(key=lambda event: event.at, reverse=True)
         return json_response({"timestamp": time.time(), "events": events[:limit]})
 
@@ -111,10 +113,10 @@ class Endpoints:
         """Force-release one lock, if it still has the holder that the operator means."""
         require_token(request, self._token)
         wish = _decoded(await _body(request))
-        sight = await self._observer.look()
-        lock = _known(str(wish.gpu_id), sight)
+        manager = await self._find_manager()
+        lock = _known(str(wish.gpu_id), await manager.look())
         actor = f"http {request.client.host if request.client else 'unknown'}"
-        if not await sight.manager.force_release(lock, holder_id=wish.holder_id, reason=wish.reason, actor=actor):
+        if not await manager.force_release(lock, holder_id=wish.holder_id, reason=wish.reason, actor=actor):
             raise Problem(
                 HTTPStatus.CONFLICT,
                 f"GPU {wish.gpu_id} is not held by {wish.holder_id!r} now: look at /gpu-lock/status and decide again",

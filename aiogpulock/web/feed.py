@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
 
+from aiogpulock.default import FindManager
 from aiogpulock.errors import GpuLockError
 from aiogpulock.gpu.nvml import Nvml, shared
 from aiogpulock.gpu.records import NvmlError
@@ -23,7 +24,6 @@ from aiogpulock.keys import inbox_channel, lock_keys
 from aiogpulock.manager import GpuLockManager
 from aiogpulock.models import HistoryEvent, LockSnapshot
 from aiogpulock.wakeups import Inbox
-from aiogpulock.web.sight import FindManager, Observer
 from aiogpulock.web.view import HOLDS, Device, View, gpus_of, hold_points, recent_events
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Feed:
     """The views of one manager's locks, as JSON. `watch` may be called by any number of clients."""
 
     def __init__(self, find_manager: FindManager, *, can_release: bool, nvml: Nvml | None = None) -> None:
-        self._observer = Observer(find_manager)
+        self._find_manager = find_manager
         self._nvml = nvml or shared()
         self._view = View(version=_version(), can_release=can_release)
         self._encoded = b""
@@ -135,8 +135,9 @@ class Feed:
             return msgspec.structs.replace(self._view, error="the server failed to look at the locks: see its log")
 
     async def _see(self, follow: Follow) -> View:
-        sight = await self._observer.look()
-        manager, locks = sight.manager, sight.locks
+        manager = await self._find_manager()
+        sight = await manager.look()
+        locks = sight.locks
         await follow(manager, locks)
         if locks:
             self._ahead = locks[-1].at - time.time()

@@ -14,7 +14,7 @@ import msgspec
 
 from aiogpulock.history import typical_hold
 from aiogpulock.models import HistoryEvent, LockSnapshot, WaiterSnapshot
-from aiogpulock.web.sight import Sight
+from aiogpulock.sight import Sight
 from aiogpulock.zombies import find_zombies
 
 EVENTS, HOLDS = 30, 300

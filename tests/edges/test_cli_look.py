@@ -35,7 +35,7 @@ def test_status_tells_who_has_what(shell: Shell, redis_cleanup: redis.Redis) -> 
         "",
         f"{shell.env['REDIS_URL']}\nno lock was used yet\n",
     )
-    assert told(shell, "status") == {"schema": 1, "server": shell.env["REDIS_URL"], "locks": []}
+    assert told(shell, "status") == {"schema": 1, "server": shell.env["REDIS_URL"], "locks": [], "unreadable": {}}
 
     holder = shell.start("run", "--name", NASTY, "--", "sh", "-c", HOLD)
     read_until(holder, "in")
@@ -58,6 +58,24 @@ def test_status_tells_who_has_what(shell: Shell, redis_cleanup: redis.Redis) -> 
     assert shell.run("wait").returncode == 0  # whoever asks gets it
     assert shell.run("run", "--", "true").returncode == 0
     redis_cleanup.delete("gpu_lock:1")
+
+
+def test_a_lock_that_cannot_be_read_is_shown_with_what_to_do(shell: Shell, redis_cleanup: redis.Redis) -> None:
+    assert shell.run("run", "--gpu", "1", "--", "true").returncode == 0
+    redis_cleanup.rpush("{gpu_lock:0}:holder", "of somebody else")
+    redis_cleanup.set("gpu_lock:0", "x", px=60_000)  # in no index
+    for words in (("status",), ("status", "0", "1")):
+        done = shell.run(*words)
+        assert done.returncode == 0
+        assert [line.split() for line in done.stdout.splitlines()[1:]] == [["1", "free", "0"], ["0", "unreadable"]]
+        assert re.search(r"^aiogpulock: gpu_lock:0 cannot be read: .*: move or delete it$", done.stderr, re.MULTILINE)
+        seen = told(shell, *words)
+        assert [lock["gpu_id"] for lock in seen["locks"]] == ["1"]
+        assert "gpu_lock:0 cannot be read" in seen["unreadable"]["0"]
+    refused = shell.run("queue", "0")
+    assert refused.returncode != 0
+    assert refused.stderr.count("\n") == 1
+    redis_cleanup.delete("{gpu_lock:0}:holder", "gpu_lock:0")
 
 
 def test_queue_and_history_tell_what_is_to_come_and_what_was(shell: Shell, redis_cleanup: redis.Redis) -> None:

@@ -169,6 +169,19 @@ async def test_a_large_keyspace_is_looked_through_over_several_checks(
     assert reports[-1].zombie_count == 1
 
 
+async def test_over_a_slow_line_each_check_looks_through_a_part(
+    manager: GpuLockManager, redis_cleanup: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiogpulock.health.SCAN_SECONDS", 0)
+    redis_cleanup.mset({f"other:{number}": "x" for number in range(5000)})
+    redis_cleanup.set("gpu_lock:7", "locked_by_x")
+    reports = [await manager.health_check() for _ in range(12)]
+    redis_cleanup.flushall()
+
+    assert not reports[0].scan_complete
+    assert reports[-1].zombie_count == 1
+
+
 async def test_the_commands_of_a_check_grow_with_the_locks_and_not_faster(
     manager: GpuLockManager, redis_cleanup: redis.Redis
 ) -> None:

@@ -346,3 +346,40 @@ async def test_a_lock_that_cannot_be_read_hides_no_other_from_status(
         assert [lock.gpu_id for lock in await manager.status()] == ["1"]
         redis_cleanup.delete("gpu_lock:0")
     assert "gpu_lock:0 cannot be read" in caplog.text
+
+
+async def test_status_finds_a_value_that_somebody_set_by_hand(
+    manager: GpuLockManager, redis_cleanup: redis.Redis
+) -> None:
+    redis_cleanup.set("gpu_lock:7", "locked_by_x")
+    [lock] = await manager.status()
+    assert (lock.gpu_id, lock.value, lock.foreign) == ("7", "locked_by_x", True)
+    redis_cleanup.delete("gpu_lock:7")
+
+
+@pytest.mark.parametrize("blocked", [False, True])
+async def test_a_holder_that_puts_its_lock_back_makes_it_known_again(
+    manager: GpuLockManager, redis_cleanup: redis.Redis, blocked: bool
+) -> None:
+    async with manager.lock(0):
+        await asyncio.sleep(0.1)
+        redis_cleanup.flushall()  # and the connections stay
+        if blocked:  # the guard thread puts it back
+            while not redis_cleanup.exists("gpu_lock:0"):
+                time.sleep(0.05)  # noqa: ASYNC251 - the loop is to be blocked
+        await eventually(
+            lambda: redis_cleanup.zrange("{gpu_lock}:index", 0, -1) == ["0"], description="it is known again"
+        )
+
+
+async def test_a_lock_in_use_is_made_known_again_each_minute(
+    manager: GpuLockManager, redis_cleanup: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with manager.lock(0):
+        pass
+    redis_cleanup.flushall()
+    later = time.time() + 61
+    monkeypatch.setattr("aiogpulock.index.time.time", lambda: later)
+    async with manager.lock(0):
+        pass
+    assert redis_cleanup.zrange("{gpu_lock}:index", 0, -1) == ["0"]

@@ -27,7 +27,7 @@ def command(gpu: str, as_json: bool, target: Target) -> None:
     from aiogpulock.models import for_outside
 
     async def work(manager: GpuLockManager) -> None:
-        lock = (await look_at(manager, [gpu]))[0]
+        lock = await look_at(manager, gpu)
         typical = typical_hold(await manager.history(lock))
         expected = [expected_wait(typical, place, lock.age) for place, _ in enumerate(lock.queue, start=1)]
         if as_json:

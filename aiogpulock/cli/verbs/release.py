@@ -52,7 +52,7 @@ async def _end_holder(manager: GpuLockManager, gpu: str, holder: str | None, rea
     from aiogpulock.cli.lock_words import holder_words
     from aiogpulock.cli.session import look_at
 
-    seen = (await look_at(manager, [gpu]))[0]
+    seen = await look_at(manager, gpu)
     if seen.ownership is None:
         return f"nobody holds gpu {gpu}"
     if holder not in (None, seen.holder_id or seen.ownership):
@@ -66,7 +66,7 @@ async def _end_holder(manager: GpuLockManager, gpu: str, holder: str | None, rea
 async def _lift(manager: GpuLockManager, gpu: str, reason: str, *, force: bool) -> str:
     from aiogpulock.cli.session import look_at
 
-    seen = (await look_at(manager, [gpu]))[0]
+    seen = await look_at(manager, gpu)
     if seen.quarantine is None:
         return f"gpu {gpu} is not quarantined"
     _ask(f"gpu {gpu} is quarantined: {seen.quarantine}", "Lift it?", force=force)

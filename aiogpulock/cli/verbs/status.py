@@ -9,6 +9,8 @@ import click
 from aiogpulock.cli.options import Target, json_option, target_options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from aiogpulock.models import LockSnapshot
 
 
@@ -21,30 +23,35 @@ def command(gpus: tuple[str, ...], as_json: bool, target: Target) -> None:
 
     Without GPU, every lock that is known. States: free, held, handing over, draining (its memory is not back yet),
     foreign (another program's value), dead (its processes have ended), expired (no sign of life for a whole lease),
-    quarantined (memory did not come back).
+    quarantined (memory did not come back), unreadable (stderr says why, and what to do).
     """
+    from aiogpulock.cli.app import complain
     from aiogpulock.cli.lock_words import gpu_name, known_devices
-    from aiogpulock.cli.session import look_at, print_json, with_manager
+    from aiogpulock.cli.session import print_json, with_manager
     from aiogpulock.manager import GpuLockManager
     from aiogpulock.models import for_outside
 
     async def work(manager: GpuLockManager) -> None:
-        locks = await look_at(manager, gpus)
+        locks, unreadable = await manager.look(gpus or None)
         if as_json:
-            print_json(server=manager.server, locks=[for_outside(lock) for lock in locks])
+            print_json(server=manager.server, locks=[for_outside(lock) for lock in locks], unreadable=unreadable)
             return
         embedded = f", the embedded server, {manager.link.scope}" if manager.link.scope else ""
         click.echo(f"{manager.server}{embedded}", err=True)
-        devices = await known_devices(manager, locks)
-        if locks:
-            _show(locks, [gpu_name(lock.gpu_id, devices) for lock in locks])
+        gpu_ids = [*(lock.gpu_id for lock in locks), *unreadable]
+        devices = await known_devices(manager, gpu_ids)
+        if gpu_ids:
+            _show(locks, [gpu_name(gpu_id, devices) for gpu_id in gpu_ids])
         else:
             click.echo("no lock was used yet", err=True)
+        for why in unreadable.values():
+            complain(why)
 
     with_manager(target, work)
 
 
-def _show(locks: list[LockSnapshot], names: list[str]) -> None:
+def _show(locks: Sequence[LockSnapshot], names: Sequence[str]) -> None:
+    """Names beyond those of the locks are of such as cannot be read."""
     from aiogpulock.cli.lock_words import STYLES, state_of, task_words
     from aiogpulock.cli.tables import Cell, make_table, show
     from aiogpulock.cli.words import duration, who
@@ -55,6 +62,7 @@ def _show(locks: list[LockSnapshot], names: list[str]) -> None:
         holder = who(lock.user, lock.host, lock.pid)
         return name, (state, STYLES.get(state, "")), age, task_words(lock), holder, str(lock.waiters)
 
-    rows = [row(lock, name) for lock, name in zip(locks, names, strict=True)]
+    rows = [row(lock, name) for lock, name in zip(locks, names, strict=False)]
+    rows += [(name, ("unreadable", "red"), "", "", "", "") for name in names[len(locks) :]]
     heads = ("GPU", "STATE", ">FOR", "TASK", "HOLDER", ">WAITING")
     show(make_table(heads, rows, gives_way=["TASK"]))
