@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pynvml  # noqa: F401 - pytester forgets modules that its test imported, and a second pynvml cannot end the first
 import pytest
 import redis
 
