@@ -101,6 +101,7 @@ def _mig_enabled(handle: Any) -> bool:
 
 
 def _mig_devices(handle: Any, parent: str) -> Iterator[GpuDevice]:
+    """Those that this process may use: a container has some of them."""
     with _typed("MIG devices") as nvml:
         most = nvml.nvmlDeviceGetMaxMigDeviceCount(handle)
     for index in range(most):
@@ -109,8 +110,8 @@ def _mig_devices(handle: Any, parent: str) -> Iterator[GpuDevice]:
                 mig = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
                 yield GpuDevice(nvml.nvmlDeviceGetUUID(mig), None, nvml.nvmlDeviceGetName(mig), parent=parent)
         except NvmlError as error:
-            if error.status != "not_found":
-                raise
+            if error.status not in ("not_found", "no_permission"):
+                yield GpuDevice("", None, "", parent=parent, fault=str(error))
 
 
 def read(uuid: str, *, processes: bool, version: int | None) -> MemoryReading:

@@ -35,6 +35,8 @@ class Place(msgspec.Struct, frozen=True):
     """The model, as NVML tells it."""
     remote: bool = False
     """NVML is here and does not know this UUID: the device of another host."""
+    is_mig: bool = False
+    """NVML says so: no index means it."""
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -81,8 +83,8 @@ async def resolve(
             lock_id = gpu_id
         case Place(uuid=str(uuid), index=int(index)) if whole or (mode == "logical" and not by_uuid):
             lock_id = await _by_both(index, uuid, mode, aliases, named_by_uuid=by_uuid)
-        case Place(uuid=str(uuid)):  # a MIG device is no other's index; one that nobody here sees may be
-            lock_id = await _by_uuid(uuid, mode, aliases, linked=whole and devices is not None)
+        case Place(uuid=str(uuid)):  # one that nobody here sees may be an index, too
+            lock_id = await _by_uuid(uuid, mode, aliases, linked=place.is_mig or (whole and devices is not None))
         case Place(index=int(index)):
             lock_id = await _by_index(index, mode, aliases)
     return Identity(lock_id, place)
@@ -132,7 +134,7 @@ def _check_mode(index: int, fixed: str, mode: Mode) -> None:
 
 
 async def _by_uuid(uuid: str, mode: Mode, aliases: Aliases, *, linked: bool) -> str:
-    """A UUID whose index on this host is not known. `linked`: it has none: a MIG device, or another host's GPU."""
+    """A UUID whose index on this host is not known. `linked`: it has none: a MIG device, another host's GPU."""
     if not linked and await aliases.look(uuid) is None:
         await _agree_on_names("UUID", uuid, aliases)
     lock_id = await aliases.fix(uuid, uuid)
@@ -204,13 +206,15 @@ def _canonical(uuid: str) -> str:
     return uuid[:4].upper() + uuid[4:].lower()
 
 
-def _place(device: GpuDevice) -> Place:
+def _place(device: GpuDevice, devices: Sequence[GpuDevice]) -> Place:
     if device.mig_enabled:
+        parts = [other.uuid for other in devices if other.parent == device.uuid and other.uuid]
+        here = f"here these are {_listed(parts)}" if parts else "there are none here"
         raise InvalidGpuError(
             f"GPU {device.index} ({device.uuid}) is in MIG mode: its MIG devices overlap with it. "
-            "Lock one of them by its MIG UUID (nvidia-smi -L lists them)"
+            f"Lock one of them by its MIG UUID (nvidia-smi -L lists them): {here}"
         )
-    return Place(device.uuid or None, device.index, device.name or None)
+    return Place(device.uuid or None, device.index, device.name or None, is_mig=device.parent is not None)
 
 
 def _at_index(index: int, devices: Sequence[GpuDevice] | None) -> Place:
@@ -218,7 +222,7 @@ def _at_index(index: int, devices: Sequence[GpuDevice] | None) -> Place:
         return Place(index=index)
     for device in devices:
         if device.index == index:
-            return _place(device)
+            return _place(device, devices)
     known = [str(device.index) for device in devices if device.index is not None]
     raise InvalidGpuError(f"there is no GPU {index} on this host: NVML has {_listed(known) or 'none'}")
 
@@ -226,7 +230,7 @@ def _at_index(index: int, devices: Sequence[GpuDevice] | None) -> Place:
 def _at_uuid(prefix: str, devices: Sequence[GpuDevice] | None, known_uuids: Sequence[str]) -> Place:
     fits = [device for device in devices or () if device.uuid.startswith(prefix)]
     if len(fits) == 1:
-        return _place(fits[0])
+        return _place(fits[0], devices or ())
     if _FULL_UUID.fullmatch(prefix):
         return Place(prefix, remote=devices is not None)
     uuids = [device.uuid for device in fits] or [uuid for uuid in known_uuids if uuid.startswith(prefix)]

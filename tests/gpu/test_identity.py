@@ -273,6 +273,25 @@ async def test_a_mig_device_and_another_hosts_gpu_are_no_number_of_this_host(ali
     assert await key(aliases, uuid(9)) == uuid(9)
 
 
+async def test_a_mig_device_in_a_container_is_no_number_either(aliases: Aliases) -> None:
+    """It is listed with the GPU that it is part of; the host has more."""
+    one = WITH_MIG[:2]
+    assert await key(aliases, "1", NO_NVML) == "1", "programs that know numbers alone go on"
+    for gpu_id in (MIG, MIG[:12], "cuda:0"):
+        assert await key(aliases, gpu_id, one, visible=MIG, whole=False) == MIG
+    with pytest.raises(InvalidGpuError, match=f"GPU 0 .* is in MIG mode: .* by its MIG UUID .*: here these are {MIG}"):
+        await key(aliases, "0", one, whole=False)
+
+
+async def test_a_mig_device_that_nvml_does_not_list_may_be_what_others_number(aliases: Aliases) -> None:
+    for devices in (NO_NVML, POD_B):
+        assert await key(aliases, "1", NO_NVML) == "1"
+        with pytest.raises(
+            InvalidGpuError, match=f"{MIG}: programs on this host have locked GPUs by index alone.* Name"
+        ):
+            await key(aliases, MIG, devices, whole=False)
+
+
 @pytest.mark.parametrize(
     ("entries", "whole"),
     [

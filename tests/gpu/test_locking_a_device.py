@@ -19,7 +19,7 @@ from aiogpulock.gpu.aliases import ONE_NAME, alias_key
 from aiogpulock.gpu.records import Gpu, NvmlError
 from aiogpulock.liveness import boot_id
 from tests.gpu.processes import Told
-from tests.nvml_sim import Simulation, uuid
+from tests.nvml_sim import GiB, Simulation, uuid
 from tests.servers import RealServer
 from tests.unit.support import eventually
 
@@ -139,6 +139,28 @@ async def test_in_a_container_that_sees_some_gpus_a_number_is_its_own(
     async with gpu_manager.lock(0) as lease:
         assert lease.gpu == Gpu(uuid(0), uuid(0), 0, "Simulated GPU")
     assert redis_cleanup.hgetall(ALIASES) == {uuid(0): uuid(0), ONE_NAME: "UUID"}
+
+
+async def test_a_container_with_one_mig_device_locks_it_beside_programs_that_know_numbers_alone(
+    gpu_manager: GpuLockManager, sim: Simulation, redis_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As a container runtime shows it: the GPU, in MIG mode; of its MIG devices the one; no other GPU of the host."""
+    for number in range(2):
+        (tmp_path / f"0000:{number}7:00.0").mkdir()
+    monkeypatch.setattr(numbering, "BOUND", tmp_path)
+    sim.add_mig(0, 0)
+    sim.device(0, 0).error = 4
+    mig = sim.add_mig(0, 1)
+    sim._state.gpus = 1
+    async with (
+        GpuLockManager(redis_url, gpu_memory={"nvml": "off"}, restart_grace=0) as without_nvml,
+        without_nvml.lock(1),
+        gpu_manager.lock(mig) as lease,
+    ):
+        sim.device(0, 1).unattributed = 2 * GiB
+    assert lease.gpu == Gpu(mig, mig, None, "Simulated GPU MIG 1g.10gb")
+    report = await eventually(lambda: lease.memory_report, description="the verdict")
+    assert report.status == "not_freed"
 
 
 async def test_a_free_name_asks_no_driver(gpu_manager: GpuLockManager, sim: Simulation) -> None:

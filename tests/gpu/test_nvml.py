@@ -52,6 +52,20 @@ async def test_every_gpu_is_listed_with_its_mig_devices_after_it(sim: Simulation
     ]
 
 
+@pytest.mark.parametrize(("code", "fault"), [(4, None), (15, "fallen off the bus")])
+async def test_a_mig_device_that_cannot_be_read_does_not_hide_the_others(
+    sim: Simulation, nvml: Nvml, code: int, fault: str | None
+) -> None:
+    """A container that was given one of them may not look at the rest."""
+    sim.add_mig(0, 1)
+    mig = sim.add_mig(0, 2)
+    sim.device(0, 1).error = code
+    devices = await nvml.devices()
+    assert [d.uuid for d in devices if not d.fault] == [uuid(0), mig, uuid(1)]
+    assert [fault for fault in (d.fault for d in devices) if fault] == ([] if fault is None else [devices[1].fault])
+    assert fault is None or fault in devices[1].fault
+
+
 async def test_one_sick_gpu_does_not_hide_the_others(sim: Simulation, nvml: Nvml) -> None:
     sim.device(0).error = 15
     sick, healthy = await nvml.devices()

@@ -161,7 +161,7 @@ int nvmlDeviceGetMigDeviceHandleByIndex(struct device *d, unsigned index, struct
   ON(MIG_BY_INDEX, d);
   if (index >= MIGS) return INVALID;
   *mig = &state->devices[GPUS + (d - state->devices) * MIGS + index];
-  return (*mig)->present ? OK : NOT_FOUND;
+  return (*mig)->error ? (*mig)->error : (*mig)->present ? OK : NOT_FOUND;
 }
 
 int nvmlDeviceGetDeviceHandleFromMigDeviceHandle(struct device *mig, struct device **d) {
