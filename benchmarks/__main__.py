@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import plots, prose
-from benchmarks.arena import Arena
+from benchmarks.arena import Arena, descriptor_limit, raise_descriptor_limit
 from benchmarks.environment import describe
+from benchmarks.peers import NAMES as PEERS
 from benchmarks.peers import ROOT, Peer, peers
 from benchmarks.results import Report, Result
 from benchmarks.scenarios import NAMES, Stage, load
@@ -36,17 +37,22 @@ def main() -> int:
     if arguments.render:
         report = msgspec.json.decode(results.read_bytes(), type=Report)
     else:
-        report = _run(arguments, console)
-        results.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+        report = _run(arguments, console, results)
+    failed = [result.scenario for result in report.results if result.error]
     plots.draw(report, pictures)
-    if folder == PUBLISHED:
+    if folder == PUBLISHED and failed:
+        console.print(f"nothing is published: {', '.join(failed)} failed", markup=False)
+    elif folder == PUBLISHED:
         prose.write(prose.figures(report, pictures.relative_to(README.parent)), README)
         prose.write(prose.summary(report), ROOT / "README.md")
     else:
         (folder / "figures.md").write_text(prose.figures(report, Path("pictures")))
-    console.print("\n".join(prose.targets(report)), markup=False)
+    console.print("\n".join(prose.targets(report)), markup=False, soft_wrap=True)
+    for result in report.results:
+        for line in (*result.failures, *filter(None, [result.error])):
+            console.print(f"{result.scenario}: {line}", markup=False, soft_wrap=True)
     console.print(f"written: {results}, {pictures} and {README if folder == PUBLISHED else folder / 'figures.md'}")
-    return 0
+    return 1 if failed else 0
 
 
 def _arguments() -> argparse.Namespace:
@@ -63,11 +69,25 @@ def _arguments() -> argparse.Namespace:
     unknown = set(arguments.scenarios) - set(NAMES)
     if unknown:
         parser.error(f"no scenario {', '.join(sorted(unknown))}: there are {', '.join(NAMES)}")
+    arguments.scenarios = arguments.scenarios or NAMES
+    arguments.peers = _peers(arguments.peers, parser)
+    raise_descriptor_limit()
+    needed = max(load(name).descriptors(arguments.quick) for name in arguments.scenarios)
+    if descriptor_limit() < needed and not arguments.render:
+        parser.error(f"`ulimit -n` is {descriptor_limit()} at most: {needed} open files are needed")
     return arguments
 
 
-def _run(arguments: argparse.Namespace, console: Console) -> Report:
-    names = arguments.scenarios or NAMES
+def _peers(chosen: str | None, parser: argparse.ArgumentParser) -> Sequence[str]:
+    names = PEERS if chosen is None else [] if chosen == "none" else chosen.split(",")
+    unknown = set(names) - set(PEERS)
+    if unknown:
+        parser.error(f"no peer {', '.join(sorted(unknown))}: there are {', '.join(PEERS)}, or 'none'")
+    return names
+
+
+def _run(arguments: argparse.Namespace, console: Console, results: Path) -> Report:
+    """Run the scenarios; what one found is written before the next one begins."""
     columns = (
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
@@ -76,20 +96,21 @@ def _run(arguments: argparse.Namespace, console: Console) -> Report:
     )
     with Arena() as arena, Progress(*columns, console=console) as progress:
         environment = describe(arena) | {"command": " ".join(["python -m benchmarks", *sys.argv[1:]])}
-        bar = progress.add_task("", total=len(names))
+        bar = progress.add_task("", total=len(arguments.scenarios))
         cast = _cast(arguments.peers, lambda text: progress.update(bar, description=text))
         report = Report(environment, [])
-        for name in names:
+        for name in arguments.scenarios:
             report.results.append(_one(name, arena, cast, quick=arguments.quick, progress=progress, bar=bar))
+            total = sum(result.seconds for result in report.results)
+            report.environment["duration"] = f"{total / 60:.1f} minutes"
+            results.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
             progress.advance(bar)
-        total = sum(result.seconds for result in report.results)
-        report.environment["duration"] = f"{total / 60:.1f} minutes"
         return report
 
 
-def _cast(chosen: str | None, say: Callable[[str], None]) -> list[Peer]:
+def _cast(chosen: Sequence[str], say: Callable[[str], None]) -> list[Peer]:
     """The peers that take part, their environments made."""
-    cast = [peer for peer in peers() if chosen is None or peer.name in chosen.split(",")]
+    cast = [peer for peer in peers() if peer.name in chosen]
     for peer in cast:
         say(f"environment of {peer.title}")
         with suppress(subprocess.CalledProcessError):  # told where it should have run
@@ -104,8 +125,19 @@ def _one(name: str, arena: Arena, cast: Sequence[Peer], *, quick: bool, progress
         progress.update(bar, description=f"{name}: {text}")  # type: ignore[arg-type]
 
     say("")
-    result = scenario.run(Stage(arena, cast, quick, say))
+    try:
+        result = scenario.run(Stage(arena, cast, quick, say))
+    except Exception as error:
+        progress.console.print_exception()
+        result = Result(name, scenario.title, "", [], [], error=f"{type(error).__name__}: {error}")
+        arena.clear()
     result.seconds = time.monotonic() - started
+    theirs = {peer.title for peer in cast}
+    for (who, what), times in sorted(arena.failures.items()):
+        result.failures.append(f"{who}: {what}, {times} times")
+        if who not in theirs:
+            result.error = result.error or f"{who} failed: {what}"
+    arena.failures.clear()
     return result
 
 

@@ -12,7 +12,8 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,15 +40,26 @@ class Answer(NamedTuple):
     """Seconds of CPU."""
     lag: float
     """Seconds by which its event loop was late, at most, if that was watched."""
+    began: float
+    """When it got the order."""
+    ended: float
+    """When it answered."""
+    waiting: list[float]
+    """Since when each task waits that is not in yet."""
     failures: int
     errors: list[str]
+
+
+Failures = Counter[tuple[str, str]]
+"""How often something went wrong in a contestant's process: by its title and by the error."""
 
 
 class Contender:
     """One process that takes part."""
 
-    def __init__(self, peer: Peer, setup: Setup, env: dict[str, str] | None = None) -> None:
+    def __init__(self, peer: Peer, setup: Setup, failures: Failures, env: dict[str, str] | None = None) -> None:
         self.peer = peer
+        self._failures = failures
         try:
             python = peer.python()
         except subprocess.CalledProcessError as error:
@@ -90,6 +102,8 @@ class Contender:
             raise DoesNotRunError(f"no answer within {timeout:.0f} s") from None
         if line is None:
             raise DoesNotRunError(self.complaint() or "it ended")
+        if line.get("failures"):
+            self._failures[self.peer.title, kind(line["errors"][0])] += line["failures"]
         return line
 
     def complaint(self) -> str:
@@ -113,14 +127,21 @@ class Contender:
         until = time.monotonic() + timeout
         while "holds" not in (line := self.line(max(0.1, until - time.monotonic()))):
             pass
-        holds = [Hold(*hold) for hold in line["holds"]]
-        return Answer(holds, line["cpu"], line.get("lag", 0.0), line["failures"], line["errors"])
+        holds = [Hold(*hold) for hold in line.pop("holds")]
+        return Answer(holds, **line)
+
+    def released(self) -> float:
+        """When the body of its one hold ended. Raises `DoesNotRunError` if it had lost the lock."""
+        answer = self.answer()
+        if not answer.holds:
+            raise DoesNotRunError(f"the holder had lost it ({', '.join(map(kind, answer.errors))})")
+        return answer.holds[0].leaving
 
     def entered(self, timeout: float = PATIENCE) -> float:
         """When it entered, as told."""
         line = self.line(timeout)
         if "entered" not in line:
-            kinds = {error.partition(":")[0] for error in line["errors"]}
+            kinds = {kind(error) for error in line["errors"]}
             raise DoesNotRunError(
                 f"its waiter fails: {', '.join(kinds)}" if kinds else "it did not acquire the lock in time"
             )
@@ -173,8 +194,9 @@ class Usage(NamedTuple):
 class Arena:
     """One server, and the processes that were started on it."""
 
-    def __init__(self) -> None:
+    def __init__(self, failures: Failures | None = None) -> None:
         raise_descriptor_limit()
+        self.failures: Failures = Counter() if failures is None else failures
         self.server = RealServer(("--maxclients", str(DESCRIPTORS)))
         self._contenders: list[Contender] = []
 
@@ -185,12 +207,16 @@ class Arena:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.dismiss(self._contenders[:])
+        self.clear()
         self.server.close()
+
+    def clear(self) -> None:
+        """Dismiss everybody who is left."""
+        self.dismiss(self._contenders[:])
 
     def start(self, peer: Peer, setup: Setup, env: dict[str, str] | None = None) -> Contender:
         """A process that is ready for orders, with a lock of its peer's own. Raises `DoesNotRunError`."""
-        contender = Contender(peer, setup._replace(lock=f"{peer.name}-{setup.lock}"), env)
+        contender = Contender(peer, setup._replace(lock=f"{peer.name}-{setup.lock}"), self.failures, env)
         self._contenders.append(contender)
         contender.line(60)
         return contender
@@ -241,6 +267,36 @@ def contest(crew: Sequence[Contender], order: Order) -> list[Answer]:
     for contender in crew:
         contender.tell(order)
     return [contender.answer(order.seconds + PATIENCE) for contender in crew]
+
+
+ONE_TURN = Order(hold=-1, tell=True)
+
+
+def take_turns(crew: Sequence[Contender], turns: int, pause: Callable[[], float]) -> list[float]:
+    """Seconds from the end of a body to the next one, in the other process, which waits alone: nobody can overtake it.
+
+    `pause` says how long the other has waited before the holder leaves. An odd number of `turns` lets a floor, whose
+    processes stand in a ring, begin again with the first.
+    """
+    holder, waiter = crew
+    samples = []
+    holder.tell(ONE_TURN)
+    holder.entered()
+    for _ in range(turns):
+        waiter.tell(ONE_TURN)
+        time.sleep(pause())
+        holder.go_on()
+        entered = waiter.entered()
+        samples.append(entered - holder.released())
+        holder, waiter = waiter, holder
+    holder.go_on()
+    holder.released()
+    return samples
+
+
+def kind(error: str) -> str:
+    """The name of an error's class."""
+    return error.partition(":")[0]
 
 
 def raise_descriptor_limit() -> None:

@@ -17,6 +17,8 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 now = time.monotonic
+ERRORS = 3
+"""How many errors are told in words; all are counted."""
 
 
 class Setup(NamedTuple):
@@ -42,8 +44,6 @@ class Order(NamedTuple):
     rounds: int = 1
     hold: float = 0.0
     """0: release at once, without a turn of the event loop. Below 0: until another line comes on stdin."""
-    rest: float = 0.0
-    """Seconds between two rounds."""
     seconds: float = 60.0
     """After this many nothing new is begun, and what still waits is given up."""
     tell: bool = False
@@ -80,37 +80,49 @@ class Run:
         self.errors: list[str] = []
         self.lag = 0.0
         """Seconds by which the event loop was late, at most."""
+        self.waiting: dict[int, float] = {}
+        """Since when each task waits that is not in yet."""
         self._cpu = time.process_time()
-        self._until = now() + order.seconds
+        self._began = now()
+        self._until = self._began + order.seconds
 
     def goes_on(self, done: int) -> bool:
         return done < self.order.rounds and now() < self._until
 
-    def entered(self) -> float:
+    def asks(self, task: int) -> float:
+        asked = self.waiting[task] = now()
+        return asked
+
+    def entered(self, task: int) -> float:
         entered = now()
+        del self.waiting[task]
         if self.order.tell:
             say(entered=entered)
         return entered
 
-    def failed(self, error: BaseException) -> None:
+    def failed(self, task: int, error: BaseException) -> None:
+        self.waiting.pop(task, None)
         self.errors.append(f"{type(error).__name__}: {error}")
 
     def answer(self) -> None:
         cpu = time.process_time() - self._cpu
-        say(holds=list(self.holds), cpu=cpu, lag=self.lag, errors=self.errors[:3], failures=len(self.errors))
+        say(
+            holds=list(self.holds), cpu=cpu, lag=self.lag, errors=self.errors[:ERRORS], failures=len(self.errors),
+            began=self._began, ended=now(), waiting=list(self.waiting.values()),
+        )  # fmt: skip
 
 
 # tasks
 
 
-async def _rounds(make: Any, run: Run) -> None:
+async def _rounds(make: Any, run: Run, task: int) -> None:
     done = 0
     while run.goes_on(done):
         done += 1
-        asked = now()
+        asked = run.asks(task)
         try:
             async with make():
-                entered = run.entered()
+                entered = run.entered(task)
                 if run.order.hold > 0:
                     await asyncio.sleep(run.order.hold)
                 elif run.order.hold < 0:
@@ -125,21 +137,19 @@ async def _rounds(make: Any, run: Run) -> None:
             if run.order.end == "normal":
                 raise
         except Exception as error:
-            run.failed(error)
+            run.failed(task, error)
             continue
         run.holds.append(Hold(asked, entered, leaving, now()))
-        if run.order.rest:
-            await asyncio.sleep(run.order.rest)
 
 
-async def _abandon(make: Any, run: Run) -> None:
+async def _abandon(make: Any, run: Run, task: int) -> None:
     """A task that dies between acquire and release."""
-    asked = now()
-    lease = await make().acquire()
-    entered = run.entered()
+    asked, lock = run.asks(task), make()
+    lease = await (lock.acquire() if hasattr(lock, "acquire") else lock.__aenter__())
+    entered = run.entered(task)
     await asyncio.sleep(run.order.hold)
     run.holds.append(Hold(asked, entered, now(), now()))
-    del lease
+    del lease, lock
 
 
 async def _watch_loop(run: Run) -> None:
@@ -155,9 +165,12 @@ async def _obey(peer: ModuleType, setup: Setup) -> None:
         while line := await asyncio.to_thread(sys.stdin.readline):
             run = Run(Order(**json.loads(line)))
             one = _abandon if run.order.end == "abandoned" else _rounds
-            tasks = [asyncio.create_task(one(make, run)) for _ in range(run.order.tasks)]
+            tasks = [asyncio.create_task(one(make, run, number)) for number in range(run.order.tasks)]
             watcher = asyncio.create_task(_watch_loop(run)) if run.order.watch_loop else None
-            await asyncio.wait(tasks, timeout=run.order.seconds)
+            ended, _ = await asyncio.wait(tasks, timeout=run.order.seconds)
+            for number, task in enumerate(tasks):
+                if task in ended and (task.cancelled() or task.exception()):
+                    run.failed(number, asyncio.CancelledError() if task.cancelled() else task.exception())  # type: ignore[arg-type]
             if watcher is not None:
                 watcher.cancel()
             run.answer()
@@ -166,14 +179,14 @@ async def _obey(peer: ModuleType, setup: Setup) -> None:
 # threads
 
 
-def _thread_rounds(make: Any, run: Run) -> None:
+def _thread_rounds(make: Any, run: Run, task: int) -> None:
     done = 0
     while run.goes_on(done):
         done += 1
-        asked = now()
+        asked = run.asks(task)
         try:
             with make():
-                entered = run.entered()
+                entered = run.entered(task)
                 if run.order.hold > 0:
                     time.sleep(run.order.hold)
                 elif run.order.hold < 0:
@@ -184,11 +197,27 @@ def _thread_rounds(make: Any, run: Run) -> None:
         except Planned:
             pass
         except Exception as error:
-            run.failed(error)
+            run.failed(task, error)
             continue
         run.holds.append(Hold(asked, entered, leaving, now()))
-        if run.order.rest:
-            time.sleep(run.order.rest)
+
+
+def _thread_abandons(make: Any, run: Run, task: int) -> None:
+    """A thread that ends between acquire and release."""
+    asked, lock = run.asks(task), make()
+    lock.acquire()
+    entered = run.entered(task)
+    time.sleep(run.order.hold)
+    run.holds.append(Hold(asked, entered, now(), now()))
+    del lock
+
+
+def _thread(make: Any, run: Run, task: int) -> None:
+    one = _thread_abandons if run.order.end == "abandoned" else _thread_rounds
+    try:
+        one(make, run, task)
+    except Exception as error:
+        run.failed(task, error)
 
 
 def _obey_in_threads(peer: ModuleType, setup: Setup) -> None:
@@ -198,7 +227,8 @@ def _obey_in_threads(peer: ModuleType, setup: Setup) -> None:
         while line := sys.stdin.readline():
             run = Run(Order(**json.loads(line)))
             threads = [
-                threading.Thread(target=_thread_rounds, args=(make, run), daemon=True) for _ in range(run.order.tasks)
+                threading.Thread(target=_thread, args=(make, run, number), daemon=True)
+                for number in range(run.order.tasks)
             ]
             for thread in threads:
                 thread.start()

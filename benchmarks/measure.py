@@ -32,15 +32,19 @@ class HandOff(NamedTuple):
     """From the end of one body to the start of the next."""
     crossed: bool
     """Into another process."""
+    contended: bool
+    """Each of the processes comes back for more: none has done its last round."""
 
 
 def hand_offs(answers: Sequence[Answer]) -> list[HandOff]:
     """The hand-offs between these processes, in order."""
     turns = [(hold, party) for party, answer in enumerate(answers) for hold in answer.holds]
     turns.sort(key=lambda turn: turn[0].entered)
+    last = {party: number for number, (_, party) in enumerate(turns)}
+    last |= {party: len(turns) for party, answer in enumerate(answers) if answer.waiting}
     return [
-        HandOff(next_hold.entered - hold.leaving, party != next_party)
-        for (hold, party), (next_hold, next_party) in pairwise(turns)
+        HandOff(next_hold.entered - hold.leaving, party != next_party, number < min(last.values()))
+        for number, ((hold, party), (next_hold, next_party)) in enumerate(pairwise(turns))
     ]
 
 

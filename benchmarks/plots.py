@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.peers import OURS
-from benchmarks.results import Bars, Lines, Report, Result, Table, Unit, shown
+from benchmarks.results import Bars, Dots, Lines, Report, Result, Table, Unit, shown
 
 mpl.use("agg")
 
@@ -33,11 +36,12 @@ THEMES = (
         ("#bc4c00", "#8250df", "#1a7f37", "#bf3989", "#9a6700", "#0a7b83", "#cf222e", "#57606a", "#6639ba"),
     ),
     Theme(
-        "dark", "#0d1117", "#e6edf3", "#30363d", "#58a6ff", "#6e7681",
-        ("#f0883e", "#bc8cff", "#3fb950", "#f778ba", "#d29922", "#39c5cf", "#ff7b72", "#8b949e", "#d2a8ff"),
+        "dark", "#0d1117", "#e6edf3", "#30363d", "#58a6ff", "#8b949e",
+        ("#f0883e", "#bc8cff", "#3fb950", "#f778ba", "#d29922", "#39c5cf", "#ff7b72", "#a5b1bd", "#d2a8ff"),
     ),
 )  # fmt: skip
 FLOORS = ("asyncio.Lock", "two trivial", "the two shipped", "push and claim")
+CAST = (OURS.title, "other locks", "floor: no lock between processes")
 
 
 def draw(report: Report, folder: Path) -> list[Path]:
@@ -56,23 +60,27 @@ def draw(report: Report, folder: Path) -> list[Path]:
     return written
 
 
-def _figure(result: Result, chart: Bars | Lines, theme: Theme) -> Figure:
+def _figure(result: Result, chart: Dots | Bars | Lines, theme: Theme) -> Figure:
     table = next(table for table in result.tables if table.title == chart.table)
     style = {
         "svg.hashsalt": chart.name, "svg.fonttype": "path", "font.size": 10, "text.color": theme.ink,
         "axes.labelcolor": theme.ink, "xtick.color": theme.ink, "ytick.color": theme.ink,
     }  # fmt: skip
     with mpl.rc_context(style):
-        if isinstance(chart, Bars):
-            return _bars(table, chart, theme)
-        return _lines(table, chart, theme)
+        match chart:
+            case Dots():
+                return _dots(table, chart, theme)
+            case Bars():
+                return _bars(table, chart, theme)
+            case Lines():
+                return _lines(table, chart, theme)
 
 
-def _axes(chart: Bars | Lines, theme: Theme, height: float) -> tuple[Figure, Axes]:
+def _axes(chart: Dots | Bars | Lines, theme: Theme, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(8, height), layout="constrained")
     axes = figure.add_subplot()
     axes.set_facecolor(theme.paper)
-    axes.set_title(chart.title, loc="left", fontsize=12, fontweight="bold", color=theme.ink, pad=12)
+    axes.set_title(chart.title, loc="left", fontsize=12, fontweight="bold", color=theme.ink, pad=10)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(theme.faint)
@@ -80,54 +88,95 @@ def _axes(chart: Bars | Lines, theme: Theme, height: float) -> tuple[Figure, Axe
     return figure, axes
 
 
-# bars
+# one row each
 
 
-class Bar(NamedTuple):
+class Figures(NamedTuple):
+    """What one row shows."""
+
     who: str
-    value: float
-    whisker: float | None
+    values: tuple[float, ...]
+    label: str
 
 
-def _bars(table: Table, chart: Bars, theme: Theme) -> Figure:
-    bars, unit = _sorted_bars(table, chart)
-    figure, axes = _axes(chart, theme, 1.0 + 0.34 * len(bars))
-    for at, bar in enumerate(bars):
-        axes.barh(at, bar.value, height=0.62, color=_colour(bar.who, theme), zorder=2)
-        end, text = bar.value, shown(bar.value, unit)
-        if bar.whisker is not None:
-            axes.plot([bar.value, bar.whisker], [at, at], color=theme.ink, linewidth=1, zorder=3)
-            axes.plot([bar.whisker] * 2, [at - 0.15, at + 0.15], color=theme.ink, linewidth=1, zorder=3)
-            end, text = max(end, bar.whisker), f"{text} · {shown(bar.whisker, unit)}"
-        axes.annotate(text, (end, at), (6, 0), textcoords="offset points", va="center", color=theme.ink, fontsize=9)
-    axes.set_yticks(range(len(bars)), [bar.who for bar in bars])
-    axes.invert_yaxis()
-    _scale(axes, chart, bars, unit, theme)
+def _rows(table: Table, columns: Sequence[str]) -> tuple[list[Figures], Unit]:
+    """The rows that have all of these values."""
+    places = [[column.name for column in table.columns].index(name) for name in columns]
+    unit = table.columns[places[0]].unit
+    found = []
+    for row in table.rows:
+        values = [row.values[place] for place in places]
+        if all(isinstance(value, float) and not math.isnan(value) for value in values):
+            label = " · ".join(row.shown(place, unit) for place in places)
+            found.append(Figures(row.who, tuple(values), label))  # type: ignore[arg-type]
+    return found, unit
+
+
+def _dots(table: Table, chart: Dots, theme: Theme) -> Figure:
+    columns = [chart.column, chart.further] if chart.further else [chart.column]
+    rows, unit = _rows(table, columns)
+    rows.sort(key=lambda row: row.values[0 if chart.sort == "column" else -1])
+    figure, axes = _axes(chart, theme, 1.5 + 0.32 * len(rows))
+    for at, row in enumerate(rows):
+        colour = theme.ours if chart.mine else _colour(row.who, theme)
+        axes.plot(row.values, [at] * len(row.values), color=colour, linewidth=2, zorder=2)
+        axes.plot(row.values[0], at, "o", color=colour, markersize=9, zorder=4)
+        axes.plot(row.values[-1], at, "o", color=colour, markersize=8, markerfacecolor=theme.paper, zorder=3)
+        axes.annotate(
+            row.label,
+            (max(row.values), at),
+            (9, 0),
+            textcoords="offset points",
+            va="center",
+            color=theme.ink,
+            fontsize=9,
+        )
+    least, most = min(min(row.values) for row in rows), max(max(row.values) for row in rows)
+    axes.set_xscale("log")
+    axes.set_xlim(least / 1.6, most * 1.3 * (most / least) ** 0.3)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if most > 20 * least else (1.0, 2.0, 5.0)))
+    marks = [_mark(theme.ink, theme.ink, chart.column)]
+    if chart.further:
+        marks.append(_mark(theme.ink, theme.paper, chart.further))
+    _finish_rows(axes, rows, unit, theme, marks + ([] if chart.mine else _legend(rows, theme)))
     return figure
 
 
-def _sorted_bars(table: Table, chart: Bars) -> tuple[list[Bar], Unit]:
-    names = [column.name for column in table.columns]
-    value, whisker = names.index(chart.column), names.index(chart.whisker) if chart.whisker else None
-    bars = [
-        Bar(row.who, figure, row.values[whisker] if whisker is not None else None)  # type: ignore[arg-type]
-        for row in table.rows
-        if isinstance(figure := row.values[value], float) and not math.isnan(figure)
-    ]
-    return sorted(bars, key=lambda bar: bar.value, reverse=not chart.log), table.columns[value].unit
+def _bars(table: Table, chart: Bars, theme: Theme) -> Figure:
+    rows, unit = _rows(table, [chart.column])
+    rows.sort(key=lambda row: -row.values[0])
+    figure, axes = _axes(chart, theme, 1.5 + 0.32 * len(rows))
+    for at, row in enumerate(rows):
+        axes.barh(at, row.values[0], height=0.6, color=_colour(row.who, theme), zorder=2)
+        axes.annotate(
+            row.label, (row.values[0], at), (6, 0), textcoords="offset points", va="center", color=theme.ink, fontsize=9
+        )
+    axes.set_xlim(0, max(row.values[0] for row in rows) * 1.15)
+    _finish_rows(axes, rows, unit, theme, _legend(rows, theme))
+    return figure
 
 
-def _scale(axes: Axes, chart: Bars, bars: list[Bar], unit: Unit, theme: Theme) -> None:
-    least, most = min(bar.value for bar in bars), max(max(bar.value, bar.whisker or 0.0) for bar in bars)
-    if chart.log:
-        axes.set_xscale("log")
-        axes.set_xlim(least / 2, most * (most / least) ** 0.28)
-    else:
-        axes.set_xlim(0, most * 1.15)
+def _finish_rows(axes: Axes, rows: Sequence[Figures], unit: Unit, theme: Theme, marks: list[Line2D]) -> None:
+    axes.set_yticks(range(len(rows)), [row.who for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     _figure_axis(axes.xaxis, unit)
     axes.grid(axis="x", color=theme.faint, linewidth=0.6, zorder=0)
-    if chart.whisker:
-        axes.set_xlabel(f"bar: {chart.column}; line: {chart.whisker}", fontsize=9)
+    legend = axes.get_figure().legend(  # type: ignore[union-attr]
+        handles=marks, loc="outside lower center", ncols=len(marks), frameon=False, fontsize=9, handletextpad=0.1
+    )
+    for text in legend.get_texts():
+        text.set_color(theme.ink)
+
+
+def _legend(rows: Sequence[Figures], theme: Theme) -> list[Line2D]:
+    """What the colours mean, of those that are seen."""
+    seen = {_colour(row.who, theme) for row in rows}
+    colours = (theme.ours, theme.others[0], theme.floor)
+    return [_mark(colour, colour, who, "s") for colour, who in zip(colours, CAST, strict=True) if colour in seen]
+
+
+def _mark(colour: str, face: str, label: str, shape: str = "o") -> Line2D:
+    return Line2D([], [], linestyle="", marker=shape, markersize=7, color=colour, markerfacecolor=face, label=label)
 
 
 def _colour(who: str, theme: Theme) -> str:
@@ -139,47 +188,77 @@ def _colour(who: str, theme: Theme) -> str:
 # lines
 
 
+class End(NamedTuple):
+    """Where a line ends, and whose it is."""
+
+    x: float
+    y: float
+    who: str
+    colour: str
+
+
 def _lines(table: Table, chart: Lines, theme: Theme) -> Figure:
-    figure, axes = _axes(chart, theme, 4.6)
+    figure, axes = _axes(chart, theme, 4.8)
     columns = [(at, column) for at, column in enumerate(table.columns) if column.name.endswith(chart.suffix)]
     sizes = [int(column.name.removesuffix(chart.suffix).replace(",", "")) for _, column in columns]
     unit = columns[0][1].unit
-    ends: list[tuple[float, float, str, str]] = []
+    ends: list[End] = []
     for number, row in enumerate(table.rows):
         points = [(size, row.values[at]) for size, (at, _) in zip(sizes, columns, strict=True)]
         known = [(size, value) for size, value in points if isinstance(value, float)]
         if not known:
             continue
         mine = row.who == OURS.title
-        colour = theme.ours if mine else theme.others[number % len(theme.others)]
+        colour = theme.ours if mine else theme.others[(number - 1) % len(theme.others)]
         xs, ys = zip(*known, strict=True)
         axes.plot(
             xs, ys, color=colour, marker="o", markersize=4, linewidth=2.6 if mine else 1.4, zorder=3 if mine else 2
         )
-        ends.append((xs[-1], ys[-1], row.who, colour))
+        ends.append(End(xs[-1], ys[-1], row.who, colour))
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlim(sizes[0] / 1.3, sizes[-1] * 12)
+    axes.set_xlim(sizes[0] / 1.3, sizes[-1] * (sizes[-1] / sizes[0]) ** 0.33)
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(chart.x, fontsize=9)
     _figure_axis(axes.yaxis, unit)
     axes.grid(axis="y", color=theme.faint, linewidth=0.6, zorder=0)
-    _label_ends(axes, ends)
+    _label_ends(axes, ends, theme)
     return figure
 
 
-def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
-    """A name at the end of each line, pushed up where two would lie upon each other."""
+def _label_ends(axes: Axes, ends: Sequence[End], theme: Theme) -> None:
+    """A name at the end of each line; where names would lie upon each other they are spread around their place."""
     low, high = (math.log10(limit) for limit in axes.get_ylim())
-    step = (high - low) / 20
-    taken: list[tuple[float, float]] = []
-    for x, y, who, colour in sorted(ends, key=lambda end: end[1]):
-        at = math.log10(y)
-        while any(other == x and abs(at - height) < step for other, height in taken):
-            at += step / 4
-        taken.append((x, at))
-        axes.annotate(who, (x * 1.12, 10**at), va="center", color=colour, fontsize=9, annotation_clip=False)
+    columns: defaultdict[float, list[End]] = defaultdict(list)
+    for end in ends:
+        columns[end.x].append(end)
+    for x, column in columns.items():
+        column.sort(key=lambda end: end.y)
+        heights = _apart([math.log10(end.y) for end in column], (high - low) / 19)
+        for end, height in zip(column, heights, strict=True):
+            axes.annotate(
+                end.who, (x, end.y), (x * 1.22, 10**height), textcoords="data", va="center", color=end.colour,
+                fontsize=9, annotation_clip=False, zorder=5,
+                bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1.0},
+                arrowprops={"arrowstyle": "-", "color": end.colour, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 3},
+            )  # fmt: skip
+
+
+def _apart(wanted: Sequence[float], least: float) -> list[float]:
+    """Sorted places at least so far apart, each as near to the wanted one as its neighbours let it be."""
+    groups: list[list[float]] = []  # those that touch stand around their common middle
+    for place in wanted:
+        groups.append([place])
+        while len(groups) > 1 and _stand(groups[-1], least)[0] - _stand(groups[-2], least)[-1] < least:
+            last = groups.pop()
+            groups[-1] += last
+    return [place for group in groups for place in _stand(group, least)]
+
+
+def _stand(group: Sequence[float], least: float) -> list[float]:
+    middle, size = sum(group) / len(group), len(group)
+    return [middle + (number - (size - 1) / 2) * least for number in range(size)]
 
 
 def _figure_axis(axis: Any, unit: Unit) -> None:

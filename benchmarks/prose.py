@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.peers import OURS
-from benchmarks.results import Report, Result, Table, shown
+from benchmarks.results import Report, Result, Table
 
 START, END = "<!-- figures: written by python -m benchmarks -->", "<!-- end of figures -->"
 
@@ -47,7 +47,7 @@ def summary(report: Report) -> str:
 def _cell(table: Table, who: str, column: str) -> str:
     at = [each.name for each in table.columns].index(column)
     row = next((row for row in table.rows if row.who == who), None)
-    return shown(row.values[at] if row is not None else None, table.columns[at].unit)
+    return row.shown(at, table.columns[at].unit) if row is not None else "-"
 
 
 def figures(report: Report, pictures: Path) -> str:
@@ -69,7 +69,8 @@ def targets(report: Report) -> list[str]:
 
 
 def _scenario(result: Result, pictures: Path) -> list[str]:
-    lines = [line for part in result.what.split("\n\n") for line in (" ".join(part.split()), "")]
+    lines = [f"**It failed**: {result.error}", ""] if result.error else []
+    lines += [line for part in result.what.split("\n\n") for line in (" ".join(part.split()), "")]
     for chart in result.charts:
         dark, light = (pictures / f"{chart.name}-{theme}.svg" for theme in ("dark", "light"))
         lines += [
@@ -81,6 +82,8 @@ def _scenario(result: Result, pictures: Path) -> list[str]:
         ]
     for table in result.tables:
         lines += [*markdown(table), ""]
+    if result.failures:
+        lines += [f"Errors in the contestants' processes: {'; '.join(result.failures)}.", ""]
     return lines[:-1] if lines[-1] == "" else lines
 
 
@@ -90,6 +93,6 @@ def markdown(table: Table) -> list[str]:
         "|---|" + "".join("---|" if column.unit == "text" else "--:|" for column in table.columns),
     ]
     for row in table.rows:
-        cells = [shown(value, column.unit) for value, column in zip(row.values, table.columns, strict=True)]
+        cells = [row.shown(place, column.unit) for place, column in enumerate(table.columns)]
         lines.append("| " + " | ".join([row.who, *cells]) + " |")
     return [*lines, "", table.note] if table.note else lines

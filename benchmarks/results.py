@@ -22,6 +22,11 @@ class Row(msgspec.Struct):
 
     who: str
     values: list[float | str | None]
+    at_least: list[int] = []
+    """The places of values that are lower bounds: it lasted longer than the run."""
+
+    def shown(self, place: int, unit: Unit) -> str:
+        return ("≥ " if place in self.at_least else "") + shown(self.values[place], unit)
 
 
 class Table(msgspec.Struct):
@@ -40,19 +45,32 @@ class Target(msgspec.Struct):
     met: bool
 
 
-class Bars(msgspec.Struct, tag="bars"):
-    """One bar per row that has a value in `column` of the table with this title; `whisker` is a further column."""
+class Dots(msgspec.Struct, tag="dots"):
+    """A dot per row with a value in `column` of the table with this title, and a ring for `further`, on a log scale.
+
+    The smallest value of the column `sort` comes first. `mine`: all rows are this library's.
+    """
 
     name: str
     title: str
     table: str
     column: str
-    whisker: str = ""
-    log: bool = True
+    further: str = ""
+    sort: Literal["column", "further"] = "column"
+    mine: bool = False
+
+
+class Bars(msgspec.Struct, tag="bars"):
+    """A bar per row that has a value in `column` of the table with this title, from zero; the largest comes first."""
+
+    name: str
+    title: str
+    table: str
+    column: str
 
 
 class Lines(msgspec.Struct, tag="lines"):
-    """One line per row, over the numbers in the names of the columns that end with `suffix`."""
+    """A line per row, over the numbers in the names of the columns that end with `suffix`, on log scales."""
 
     name: str
     title: str
@@ -69,8 +87,12 @@ class Result(msgspec.Struct):
     what: str
     tables: list[Table]
     targets: list[Target]
-    charts: list[Bars | Lines] = []
+    charts: list[Dots | Bars | Lines] = []
     seconds: float = 0.0
+    failures: list[str] = []
+    """What went wrong in the processes of the contestants."""
+    error: str = ""
+    """Why it failed, if it did."""
 
 
 class Report(msgspec.Struct):
@@ -101,7 +123,7 @@ def shown(value: float | str | None, unit: Unit) -> str:
         case "x":
             return f"{value:.2f} ×"
         case "%":
-            return f"{value:.1f} %"
+            return f"{value:.3g} %"
         case _:
             return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.2f}"
 

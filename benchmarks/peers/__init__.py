@@ -1,5 +1,7 @@
 """The peers, one module each: TITLE, REQUIREMENTS, and `opened(setup)`, which yields what a user would enter.
 
+THREADS: it is for threads. POLLS: a waiter looks so often, in seconds.
+
 A peer runs in processes of its own, in an environment with its own requirements: two of them are both imported as
 `redis_lock`. Their packages are imported inside `opened` only, so that any Python can read what they are.
 """
@@ -38,6 +40,8 @@ class Peer:
     title: str
     requirements: tuple[str, ...]
     threads: bool
+    polls: float
+    """Seconds between two looks of a waiter, at most; 0 if it is woken."""
 
     @property
     def name(self) -> str:
@@ -74,7 +78,8 @@ def patience() -> Any:
 def load(module: str) -> Peer:
     """What a module of `benchmarks` says about itself."""
     found = importlib.import_module(f"benchmarks.{module}")
-    return Peer(f"benchmarks.{module}", found.TITLE, tuple(found.REQUIREMENTS), getattr(found, "THREADS", False))
+    threads, polls = getattr(found, "THREADS", False), getattr(found, "POLLS", 0.0)
+    return Peer(f"benchmarks.{module}", found.TITLE, tuple(found.REQUIREMENTS), threads, polls)
 
 
 OURS = load("ours")

@@ -13,6 +13,7 @@ from benchmarks.contender import Setup
 
 TITLE = "aioredlock"
 REQUIREMENTS = ("aioredlock==0.7.3",)
+POLLS = 0.3
 
 
 @asynccontextmanager
@@ -21,10 +22,15 @@ async def opened(setup: Setup) -> AsyncIterator[Callable[[], Any]]:
 
     manager = Aioredlock([setup.url], retry_count=10**9, internal_lock_timeout=setup.lease)
 
-    @asynccontextmanager
-    async def hold() -> AsyncIterator[None]:
-        async with await manager.lock(setup.lock):
-            yield
+    class Hold:
+        async def acquire(self) -> Any:
+            self.lock = await manager.lock(setup.lock)
+            return self.lock
 
-    yield hold
+        __aenter__ = acquire
+
+        async def __aexit__(self, *error: object) -> None:
+            await self.lock.release()
+
+    yield Hold
     await manager.destroy()

@@ -14,6 +14,7 @@ from benchmarks.peers import RETRIES, RETRY_FIRST, RETRY_MOST
 
 TITLE = "coredis Lock"
 REQUIREMENTS = ("coredis==6.9.0",)
+POLLS = 0.1
 
 
 @asynccontextmanager

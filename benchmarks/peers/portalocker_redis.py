@@ -14,6 +14,7 @@ from benchmarks.contender import Setup
 TITLE = "portalocker RedisLock"
 REQUIREMENTS = ("portalocker[redis]==4.4.2", "redis[hiredis]==8.1.0")
 THREADS = True
+POLLS = 0.25
 
 
 @contextmanager

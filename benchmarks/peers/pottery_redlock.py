@@ -14,6 +14,7 @@ from benchmarks.peers import patience
 
 TITLE = "pottery AIORedlock"
 REQUIREMENTS = ("pottery==3.0.1", "redis[hiredis]==8.1.0")
+POLLS = 0.2
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ from benchmarks.peers import patience
 
 TITLE = "redis-py Lock"
 REQUIREMENTS = ("redis[hiredis]==8.1.0",)
+POLLS = 0.1
 
 
 @asynccontextmanager

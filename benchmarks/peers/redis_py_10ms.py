@@ -9,6 +9,7 @@ from benchmarks.peers import redis_py
 
 TITLE = "redis-py Lock, 10 ms"
 REQUIREMENTS = redis_py.REQUIREMENTS
+POLLS = 0.01
 
 
 def opened(setup: Setup) -> Any:

@@ -44,8 +44,10 @@ class Scenario:
     name: str
     title: str
     run: Callable[[Stage], Result]
+    descriptors: Callable[[bool], int]
+    """Open files that it needs; a quick run may need fewer."""
 
 
 def load(name: str) -> Scenario:
     module = importlib.import_module(f"benchmarks.scenarios.{name}")
-    return Scenario(name, module.TITLE, module.run)
+    return Scenario(name, module.TITLE, module.run, getattr(module, "descriptors", lambda quick: 0))

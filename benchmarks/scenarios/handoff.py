@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.arena import Contender, DoesNotRunError, contest
+from benchmarks.arena import Contender, DoesNotRunError, contest, take_turns
 from benchmarks.contender import Order
 from benchmarks.measure import hand_offs, spread
 from benchmarks.peers import OURS, Peer, floor
-from benchmarks.results import Bars, Column, Result, Row, Table, Target, at_most, shown
+from benchmarks.results import Bars, Column, Dots, Result, Row, Table, Target, at_most, shown
 from benchmarks.scenarios import Stage
 from benchmarks.script_times import script_times
 
 TITLE = "Hand-off between two processes"
 
-CALM = Order(rounds=40, hold=0.003, rest=0.001)
-"""The holder works and then rests, so that the other waits, and nobody competes for the processor."""
-GREEDY = Order(rounds=40, hold=0.001)
+PAUSE = 0.003
+"""Seconds that the holder stays while the other waits; for a lock that polls a random part of its interval more."""
+TURNS, SLOW_TURNS = 81, 9
+"""Of a batch; the latter for a lock that polls seldom."""
+SELDOM = 0.05
+GREEDY = Order(rounds=10**6, hold=0.001, seconds=0.4)
 """Whoever releases asks again at once: a lock that is not fair stays where it is."""
-SLOW = 0.02
-"""Seconds per hand-off beyond which a contestant gets smaller batches."""
 
 
 @dataclass
@@ -28,41 +31,48 @@ class Course:
 
     crew: list[Contender]
     seconds: list[float] = field(default_factory=list)
-    """Of hand-offs from one process to the other."""
+    """Of hand-offs from one process to the other, which waits alone."""
     greedy: list[bool] = field(default_factory=list)
-    cpu: float = 0.0
-    server: float = 0.0
-    holds: int = 0
+    """Of hand-offs that both processes want: whether each reached the other one."""
+
+    @property
+    def p50(self) -> float:
+        return spread(self.seconds).p50
+
+    @property
+    def crossing(self) -> float | None:
+        """Per cent."""
+        return 100 * sum(self.greedy) / len(self.greedy) if self.greedy else None
 
 
 def run(stage: Stage) -> Result:
-    """Two processes take turns, each holding the lock for 3 ms. Batches of all contestants alternate.
+    """Two processes take turns. One holds the lock, the other one waits for it alone, and after 3 ms it is released.
 
-    A second run, in which each asks again at once, shows how many hand-offs cross over to the other process.
+    A lock that polls is released after a random part of its interval more: what it takes hangs on when it looked last.
+    Batches of all contestants alternate.
+
+    A second run, in which both ask again at once, shows how many hand-offs cross over to the other process. It counts
+    only while both want the lock.
     """
     push = floor("push_and_claim")
     courses, absent = _start(stage, [OURS, push, *stage.peers])
     for batch in range(stage.pick(12, 1)):
-        stage.say(f"batch {batch + 1}")
-        for peer, course in courses.items():
-            _calm(stage, course)
-            if peer is not push:
-                _greedy(course)
+        for peer in list(courses):
+            stage.say(f"batch {batch + 1}: {peer.title}")
+            try:
+                _batch(courses[peer], greedy=peer is not push)
+            except DoesNotRunError as error:
+                if peer not in stage.peers:
+                    raise
+                stage.arena.dismiss(courses.pop(peer).crew)
+                absent.append(_absent(peer, error))
     stage.say("server time of the scripts")
-    scripts = script_times(stage.arena.server, lambda: contest(courses[OURS].crew, CALM._replace(seconds=10)))
+    scripts = script_times(stage.arena.server, lambda: take_turns(courses[OURS].crew, TURNS, lambda: PAUSE))
     stage.arena.dismiss([contender for course in courses.values() for contender in course.crew])
-    p50 = {peer: spread(course.seconds).p50 for peer, course in courses.items()}
-    table = _table(courses, absent, p50[push])
-    fair = {peer: p50[peer] for peer in stage.peers if peer in courses and _crossing(courses[peer]) > 90}
-    best = min(fair, key=lambda peer: fair[peer], default=None)
-    targets = [at_most("against push and claim, the floor", p50[OURS] / p50[push], 1.15, "x")]
-    if best is not None:
-        text = f"against the fastest fair peer, {best.title}"
-        limit, measured = f"< {shown(fair[best], 's')}", shown(p50[OURS], "s")
-        targets.append(Target(text, limit, measured, p50[OURS] < fair[best]))
-    return Result("handoff", TITLE, run.__doc__ or "", [table, scripts], targets, [
-        Bars("handoff", TITLE, table.title, "p50", whisker="p99"),
-        Bars("fairness", "Hand-offs that reach the other process", table.title, "cross over", log=False),
+    table = _table(courses, absent, courses[push].p50)
+    return Result("handoff", TITLE, run.__doc__ or "", [table, scripts], _targets(courses, push, stage.peers), [
+        Dots("handoff", TITLE, table.title, "p50", "p99"),
+        Bars("fairness", "Hand-offs that reach the other process", table.title, "cross over"),
     ])  # fmt: skip
 
 
@@ -72,46 +82,49 @@ def _start(stage: Stage, cast: list[Peer]) -> tuple[dict[Peer, Course], list[Row
     for peer in cast:
         stage.say(f"start {peer.title}")
         try:
-            course = Course(stage.arena.crew(peer, 2, "handoff"))
-            contest(course.crew, CALM._replace(rounds=2, seconds=15))
+            crew = stage.arena.crew(peer, 2, "handoff")
+            contest(crew, Order(rounds=2, hold=PAUSE, seconds=15))
         except DoesNotRunError as error:
-            absent.append(Row(peer.title, [str(error), *[None] * 5]))
+            absent.append(_absent(peer, error))
         else:
-            courses[peer] = course
+            courses[peer] = Course(crew)
     return courses, absent
 
 
-def _calm(stage: Stage, course: Course) -> None:
-    before = stage.arena.usage()
-    answers = contest(course.crew, _fitting(CALM, course))
-    course.server += stage.arena.usage().since(before).cpu
-    course.seconds += [hand_off.seconds for hand_off in hand_offs(answers) if hand_off.crossed]
-    course.cpu += sum(answer.cpu for answer in answers)
-    course.holds += sum(len(answer.holds) for answer in answers)
+def _absent(peer: Peer, error: DoesNotRunError) -> Row:
+    return Row(peer.title, [str(error), *[None] * 5])
 
 
-def _greedy(course: Course) -> None:
-    course.greedy += [hand_off.crossed for hand_off in hand_offs(contest(course.crew, _fitting(GREEDY, course)))]
-
-
-def _fitting(order: Order, course: Course) -> Order:
-    slow = bool(course.seconds) and spread(course.seconds).p50 > SLOW
-    return order._replace(rounds=order.rounds // 8, seconds=2) if slow else order._replace(seconds=10)
-
-
-def _crossing(course: Course) -> float:
-    """Per cent of the hand-offs that reach the other process though the first one asks again at once."""
-    return 100 * sum(course.greedy) / len(course.greedy) if course.greedy else float("nan")
+def _batch(course: Course, *, greedy: bool) -> None:
+    polls = course.crew[0].peer.polls
+    turns = SLOW_TURNS if polls > SELDOM else TURNS
+    course.seconds += take_turns(course.crew, turns, lambda: PAUSE + random.uniform(0, polls))
+    if greedy:
+        course.greedy += [
+            hand_off.crossed for hand_off in hand_offs(contest(course.crew, GREEDY)) if hand_off.contended
+        ]
 
 
 def _table(courses: dict[Peer, Course], absent: list[Row], least: float) -> Table:
     rows = []
     for peer, course in courses.items():
-        seconds, holds = spread(course.seconds), max(1, course.holds)
-        rows.append(Row(peer.title, [seconds.p50, seconds.p99, seconds.p50 / least, _crossing(course),
-                                     course.cpu / holds, course.server / holds]))  # fmt: skip
+        seconds = spread(course.seconds)
+        wanted = float(len(course.greedy)) if course.greedy else None
+        rows.append(Row(peer.title, [seconds.p50, seconds.p99, float(seconds.count), seconds.p50 / least,
+                                     course.crossing, wanted]))  # fmt: skip
     columns = [
-        Column("p50", "s"), Column("p99", "s"), Column("against the floor", "x"), Column("cross over", "%"),
-        Column("CPU of both processes", "s"), Column("CPU of the server", "s"),
+        Column("p50", "s"), Column("p99", "s"), Column("samples", "n"), Column("against the floor", "x"),
+        Column("cross over", "%"), Column("of so many hand-offs", "n"),
     ]  # fmt: skip
-    return Table("from one body to the next", columns, rows + absent, "CPU per hold, all of it: waiting included.")
+    return Table("from one body to the next", columns, rows + absent)
+
+
+def _targets(courses: dict[Peer, Course], push: Peer, peers: Sequence[Peer]) -> list[Target]:
+    ours = courses[OURS].p50
+    targets = [at_most("p50 against push and claim, the floor", ours / courses[push].p50, 1.15, "x")]
+    fair = {peer: courses[peer].p50 for peer in peers if peer in courses and (courses[peer].crossing or 0) > 90}
+    if fair:
+        best = min(fair, key=lambda peer: fair[peer])
+        what = f"p50 against the fastest fair peer, {best.title}"
+        targets.append(Target(what, f"< {shown(fair[best], 's')}", shown(ours, "s"), ours < fair[best]))
+    return targets

@@ -9,18 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arena import Contender, contest
+from benchmarks.arena import Contender, contest, take_turns
 from benchmarks.contender import Order, Setup
-from benchmarks.measure import hand_offs, spread
+from benchmarks.measure import spread
 from benchmarks.peers import OURS
-from benchmarks.results import Bars, Column, Result, Row, Table, at_most
+from benchmarks.results import Column, Dots, Result, Row, Table, at_most
 from benchmarks.scenarios import Stage
 from tests.nvml_sim import Simulation, build
 
 TITLE = "Memory verification"
 
 POLICIES = ("off", "report", "hold", "raise", "quarantine")
-CALM = Order(rounds=25, hold=0.02, rest=0.001)
+TURNS, PAUSE = 51, 0.02
 LAG = 0.05
 """Seconds of lag of an event loop that a hung driver may cause: that is, none that it causes."""
 
@@ -38,10 +38,9 @@ def run(stage: Stage) -> Result:
             stage.say(f"batch {batch + 1}")
             for policy, crew in crews.items():
                 before = _driver_calls(simulation)
-                answers = contest(crew, CALM)
+                seconds[policy] += take_turns(crew, TURNS, lambda: PAUSE)
                 asked[policy] += _driver_calls(simulation) - before
-                holds[policy] += sum(len(answer.holds) for answer in answers)
-                seconds[policy] += [hand_off.seconds for hand_off in hand_offs(answers) if hand_off.crossed]
+                holds[policy] += TURNS + 1
         lag = {}
         for policy in ("off", "report", "hold"):
             stage.say(f"a hung driver under {policy}")
@@ -50,11 +49,21 @@ def run(stage: Stage) -> Result:
         stage.arena.dismiss([contender for crew in crews.values() for contender in crew])
     least = spread(seconds["off"]).p50
     rows = [
-        Row(policy, [*spread(samples)[1:], spread(samples).p50 / least, asked[policy] / holds[policy], lag.get(policy)])
+        Row(
+            policy,
+            [
+                *spread(samples)[1:],
+                float(len(samples)),
+                spread(samples).p50 / least,
+                asked[policy] / holds[policy],
+                lag.get(policy),
+            ],
+        )
         for policy, samples in seconds.items()
     ]
     columns = [
-        Column("p50", "s"), Column("p99", "s"), Column("against off", "x"), Column("driver calls per hold", "n"),
+        Column("p50", "s"), Column("p99", "s"), Column("samples", "n"), Column("against off", "x"),
+        Column("driver calls per hold", "n"),
         Column("loop late, driver hung, most", "s"),
     ]  # fmt: skip
     table = Table("a hand-off under this policy", columns, rows)
@@ -62,7 +71,7 @@ def run(stage: Stage) -> Result:
         at_most("report, the default: against no check at all", spread(seconds["report"]).p50 / least, 1.15, "x"),
         at_most("lag of the event loop while an NVML call hangs", max(lag["report"], lag["hold"]), LAG, "s"),
     ]
-    chart = Bars("memory", "Hand-off under each memory policy", table.title, "p50", whisker="p99")
+    chart = Dots("memory", "Hand-off under each memory policy", table.title, "p50", "p99", mine=True)
     return Result("memory", TITLE, run.__doc__ or "", [table], targets, [chart])
 
 
@@ -86,7 +95,7 @@ def _crew(stage: Stage, policy: str, env: dict[str, str]) -> list[Contender]:
     options: dict[str, Any] = {"gpu": POLICIES.index(policy), "gpu_memory": {"policy": policy, "settle_time": 1}}
     setup = Setup(stage.arena.server.url, policy, options=options)
     crew = [stage.arena.start(OURS, setup, env) for _ in range(2)]
-    contest(crew, CALM._replace(rounds=3))
+    contest(crew, Order(rounds=3, hold=PAUSE))
     return crew
 
 
@@ -95,5 +104,5 @@ def _driver_calls(simulation: Simulation) -> int:
 
 
 def _lag(crew: list[Contender]) -> float:
-    answers = contest(crew, CALM._replace(rounds=3, seconds=20, watch_loop=True))
+    answers = contest(crew, Order(rounds=3, hold=PAUSE, seconds=20, watch_loop=True))
     return max(answer.lag for answer in answers)

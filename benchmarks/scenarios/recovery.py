@@ -12,7 +12,7 @@ from benchmarks.arena import Arena, Contender, DoesNotRunError, contest
 from benchmarks.contender import Order, Setup
 from benchmarks.measure import Spread, spread
 from benchmarks.peers import OURS, Peer
-from benchmarks.results import Bars, Column, Result, Row, Table, Target, at_most, shown
+from benchmarks.results import Column, Dots, Result, Row, Table, Target, at_most, shown
 from benchmarks.scenarios import Stage
 
 TITLE = "Recovery times"
@@ -214,7 +214,7 @@ def run(stage: Stage) -> Result:
         restarts = server_restart(arena, [OURS, *stage.peers])
     table = _side_by_side(ours, theirs, restarts)
     return Result("recovery", TITLE, run.__doc__ or "", [_in_detail(ours), table], _targets(ours, restarts[OURS]), [
-        Bars("recovery", "A holder is killed on this host (leases of 3 s)", table.title, "holder killed here"),
+        Dots("recovery", "A holder is killed on this host (leases of 3 s)", table.title, "holder killed here"),
     ])  # fmt: skip
 
 

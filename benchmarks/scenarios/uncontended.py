@@ -8,7 +8,7 @@ from benchmarks.measure import spread
 from benchmarks.peers import OURS, Peer, floor
 from benchmarks.python_costs import python_costs
 from benchmarks.record_costs import record_costs
-from benchmarks.results import Bars, Column, Result, Row, Table, at_most
+from benchmarks.results import Column, Dots, Result, Row, Table, at_most
 from benchmarks.scenarios import Stage
 
 TITLE = "Uncontended acquire and release"
@@ -37,7 +37,7 @@ def run(stage: Stage) -> Result:
             ),
             at_most("against two trivial EVALSHA", ours / least, 1.45, "x"),
         ],
-        [Bars("uncontended", TITLE, table.title, "p50", whisker="p99")],
+        [Dots("uncontended", TITLE, table.title, "p50", "p99")],
     )  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def _contest(stage: Stage, cast: list[Peer], least: Peer) -> tuple[Table, dict[s
             ready[peer] = arena.start(peer, Setup(arena.server.url, "uncontended"))
             contest([ready[peer]], Order(rounds=BATCH, seconds=stage.pick(6.0, 0.3)))  # warm
         except DoesNotRunError as error:
-            absent.append(Row(peer.title, [str(error), *[None] * 4]))
+            absent.append(Row(peer.title, [str(error), *[None] * 5]))
     cycles: dict[Peer, list[float]] = {peer: [] for peer in ready}
     cpu: dict[Peer, float] = dict.fromkeys(ready, 0.0)
     server: dict[Peer, float] = dict.fromkeys(ready, 0.0)
@@ -67,12 +67,12 @@ def _contest(stage: Stage, cast: list[Peer], least: Peer) -> tuple[Table, dict[s
     arena.dismiss(list(ready.values()))
     medians = {peer.title: spread(samples).p50 for peer, samples in cycles.items()}
     rows = [
-        Row(peer.title, [*spread(samples)[1:], medians[peer.title] / medians[least.title],
+        Row(peer.title, [*spread(samples)[1:], float(len(samples)), medians[peer.title] / medians[least.title],
                          cpu[peer] / len(samples), server[peer] / len(samples)])
         for peer, samples in cycles.items()
     ]  # fmt: skip
     columns = [
-        Column("p50", "s"), Column("p99", "s"), Column("against two EVALSHA", "x"),
+        Column("p50", "s"), Column("p99", "s"), Column("samples", "n"), Column("against two EVALSHA", "x"),
         Column("CPU of the client", "s"), Column("CPU of the server", "s"),
     ]  # fmt: skip
     return Table("one acquire and release", columns, rows + absent), medians

@@ -2,45 +2,123 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 
-from benchmarks.arena import Answer
-from benchmarks.contender import Hold
+import benchmarks.__main__ as benchmarks_main
+from benchmarks import plots
+from benchmarks.arena import Answer, Arena, contest
+from benchmarks.contender import Hold, Order, Setup
 from benchmarks.measure import hand_offs, overlaps, spread
 from benchmarks.peers import OURS, peers
 from benchmarks.prose import START, figures, write
 from benchmarks.results import Column, Report, Result, Row, Table, at_most, shown
-from benchmarks.scenarios import NAMES, load
+from benchmarks.scenarios import NAMES, Scenario, inference, load
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_a_run_writes_results_pictures_and_figures(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks", "uncontended", "--quick", "--peers", "none", "--out", str(tmp_path)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+    ended = _benchmarks("uncontended", "--quick", "--peers", "none", "--out", str(tmp_path))
     assert ended.returncode == 0, ended.stderr
     report = msgspec.json.decode((tmp_path / "results.json").read_bytes(), type=Report)
     (table, profile, records) = report.results[0].tables
     p50 = {row.who: row.values[0] for row in table.rows}
     assert p50["two trivial EVALSHA"] < p50[OURS.title], "a lock costs more than its floor"
-    assert len(records.rows) > 5
+    assert {"holder", "event", "stats", "publish"} < {row.who for row in records.rows}
     assert len(profile.rows) > 5
     assert {path.suffix for path in (tmp_path / "pictures").iterdir()} == {".svg", ".png"}
     assert f"| {OURS.title} |" in (tmp_path / "figures.md").read_text()
 
 
-def _answer(*holds: tuple[float, float]) -> Answer:
-    return Answer([Hold(entered, entered, leaving, leaving) for entered, leaving in holds], 0.0, 0.0, 0, [])
+def _benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+
+
+def test_a_peer_that_is_not_known_is_an_error() -> None:
+    ended = _benchmarks("handoff", "--peers", "redis_py,redis-fifo-lock")
+    assert ended.returncode == 2
+    assert "no peer redis-fifo-lock: there are redis_fifo_lock" in " ".join(ended.stderr.split())
+
+
+def test_what_a_run_needs_of_the_system_is_asked_first() -> None:
+    command = ["bash", "-c", f"ulimit -n 500; exec {sys.executable} -m benchmarks waiters --quick --peers none"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    assert "`ulimit -n` is 500" in ended.stderr
+
+
+def _run_one(monkeypatch: pytest.MonkeyPatch, run: Callable[[Any], Result]) -> Result:
+    scenario = Scenario("x", "A scenario", run, lambda quick: 0)
+    monkeypatch.setattr(benchmarks_main, "load", lambda name: scenario)
+    with Arena() as arena, Progress(console=Console(file=io.StringIO())) as progress:
+        return benchmarks_main._one("x", arena, (), quick=True, progress=progress, bar=progress.add_task(""))
+
+
+def test_a_scenario_that_fails_is_told_and_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(stage: Any) -> Result:
+        raise RuntimeError("no wheel")
+
+    assert _run_one(monkeypatch, run).error == "RuntimeError: no wheel"
+
+
+def test_an_error_in_a_process_of_this_library_fails_the_scenario(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(stage: Any) -> Result:
+        """Nothing."""
+        setup = Setup(stage.arena.server.url, "broken", options={"max_waiters": 0})
+        crew = [stage.arena.start(OURS, setup) for _ in range(2)]
+        contest(crew, Order(hold=0.2))
+        return Result("x", "A scenario", "", [], [])
+
+    result = _run_one(monkeypatch, run)
+    assert result.error == "aiogpulock failed: QueueFullError"
+    assert result.failures == ["aiogpulock: QueueFullError, 1 times"]
+
+
+def _answer(*holds: tuple[float, float], waiting: Sequence[float] = ()) -> Answer:
+    turns = [Hold(entered, entered, leaving, leaving) for entered, leaving in holds]
+    return Answer(turns, 0.0, 0.0, 0.0, 10.0, list(waiting), 0, [])
 
 
 def test_hand_offs_are_told_in_order_and_by_process() -> None:
     found = hand_offs([_answer((0.0, 1.0), (4.0, 5.0)), _answer((1.5, 2.0), (2.25, 3.0))])
-    assert [(hand_off.seconds, hand_off.crossed) for hand_off in found] == [(0.5, True), (0.25, False), (1.0, True)]
+    assert [hand_off[:2] for hand_off in found] == [(0.5, True), (0.25, False), (1.0, True)]
+
+
+def test_a_hand_off_is_contended_while_every_process_comes_back_for_more() -> None:
+    first, second = [(0.0, 1.0), (1.0, 2.0), (2.0, 3.0)], [(3.0, 4.0), (4.0, 5.0)]
+    found = hand_offs([_answer(*first), _answer(*second)])
+    assert [hand_off.contended for hand_off in found] == [True, True, False, False], (
+        "the last round hands over to anybody"
+    )
+    found = hand_offs([_answer(*first), _answer(waiting=[0.0])])
+    assert [hand_off.contended for hand_off in found] == [True, True], "who never gets in wants it to the end"
+
+
+def test_a_client_that_is_never_served_is_in_the_latencies() -> None:
+    answers = [_answer((0.0, 0.02), (0.02, 0.04)), _answer(waiting=[0.0])]
+    row = inference._row(OURS, answers, seconds=10.0)
+    assert row.values[:1] == [3.2]
+    assert row.values[2:4] == [10.0, 10.0]
+    assert row.shown(2, "s") == "≥ 10 s"
+
+
+def test_names_in_a_picture_do_not_lie_upon_each_other() -> None:
+    places = plots._apart([0.0, 0.1, 0.15, 5.0], 1.0)
+    assert all(later - earlier > 0.999 for earlier, later in pairwise(places))
+    assert places[3] == 5.0
+    assert places[0] < 0.0, "they are spread to both sides"
 
 
 def test_two_bodies_at_once_are_counted() -> None:
