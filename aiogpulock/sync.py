@@ -9,6 +9,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
@@ -37,7 +38,16 @@ class Lease:
 
     def release(self, reason: str = "normal") -> None:
         """Release and hand off. Raises `LeaseLostError` if the lease was lost before."""
-        call(lambda: self._lease.release(reason))
+        try:
+            call(lambda: self._lease.release(reason))
+        finally:
+            self.insist()
+
+    def insist(self) -> None:
+        """Release what an interrupt kept from being released: it may have come before that began."""
+        if self._lease._hold.state != "released":
+            with suppress(LeaseLostError, MemoryNotFreedError):  # the interrupt is what comes out
+                call(lambda: self._lease.release("cancelled"))
 
     def leave(self, reason: str, error: BaseException | None) -> None:
         """Release after a body that ended by `error`: that stays what comes out, and gets a loss as its note."""
@@ -56,6 +66,8 @@ class GpuLock:
     """How a thread acquires one GPU: as context manager, decorator, or acquire/release pair."""
 
     def __init__(self, lock: AsyncGpuLock) -> None:
+        self.reason_for: Callable[[BaseException | None], str] = reason_for
+        """The reason of the release after a body that ended by an error, or by none."""
         self._lock = lock
         self._leases = threading.local()
 
@@ -74,13 +86,12 @@ class GpuLock:
         if threading.current_thread() is threading.main_thread():
             signals.cover(call(self._lock.find_manager))  # before the wait: SIGTERM gives a waiter's seat back too
         try:
-            lease = Lease(call(take))
+            return Lease(call(take))
         except BaseException:
             given_up = True  # a lease that arrives with Ctrl-C has nobody else to release it
             if taken:
                 call(lambda: taken[0].release("cancelled"))
             raise
-        return lease
 
     def __enter__(self) -> Lease:
         self._leases.current = lease = self.acquire()
@@ -89,7 +100,11 @@ class GpuLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._leases.current.leave(reason_for(error), error)
+        lease: Lease = self._leases.current
+        try:
+            lease.leave(self.reason_for(error), error)
+        finally:
+            lease.insist()
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Run a plain function under the lock."""

@@ -8,8 +8,7 @@ import logging
 import secrets
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
 from celery import Task, current_task
@@ -64,8 +63,7 @@ def _under_lock(gpu_id: int | str = 0, **options: Any) -> Callable[[Callable[P, 
         @functools.wraps(function)
         def locked(*args: P.args, **kwargs: P.kwargs) -> R:
             named = _named_gpu(signature.bind(*args, **kwargs))
-            with _hold(gpu_id if named is None else named, options):
-                return function(*args, **kwargs)
+            return _run(gpu_id if named is None else named, options, lambda: function(*args, **kwargs))
 
         return locked
 
@@ -122,28 +120,30 @@ def _named_gpu(call: inspect.BoundArguments) -> Any:
     return None
 
 
-@contextmanager
-def _hold(gpu_id: Any, options: Mapping[str, Any]) -> Iterator[None]:
+def _run(gpu_id: Any, options: Mapping[str, Any], body: Callable[[], R]) -> R:
+    """A body under its lock, which is free again wherever the exception of a time limit comes out."""
     request = current_task.request if current_task else None
     task_id = (request and request.id) or secrets.token_hex(8)  # called directly, a task has no id
     name = f"{current_task.name if current_task else 'task'}[{task_id}]"  # as in Celery's own log
+    lock = sync.gpu_lock(gpu_id, task_name=name, **options)
+    lock.reason_for = lambda error: _reason_for(error, task_id)
+    outer: sync.Lease | None = getattr(_thread, "lease", None)
+    lease: sync.Lease | None = None
     announce()
-    lease = sync.gpu_lock(gpu_id, task_name=name, **options).acquire()
-    outer, _thread.lease = getattr(_thread, "lease", None), lease
-    _held[task_id] = lease
     try:
-        yield
-    except BaseException as error:
-        lease.leave(_reason_for(error, task_id), error)
-        raise
-    else:
-        lease.leave("normal", None)
+        with lock as lease:
+            _thread.lease = _held[task_id] = lease
+            return body()
     finally:
-        _held.pop(task_id, None)
+        if lease is not None:
+            lease.insist()
+            _held.pop(task_id, None)
         _thread.lease = outer
 
 
-def _reason_for(error: BaseException, task_id: str) -> str:
+def _reason_for(error: BaseException | None, task_id: str) -> str:
+    if error is None:
+        return "normal"
     if isinstance(error, Retry):
         return "exception"
     if isinstance(error, TaskPredicate):  # Ignore, Reject: said by the task itself

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -209,6 +210,16 @@ def test_ctrl_c_in_a_holding_thread_frees_the_lock(client: redis.Redis, delay_ms
     out, err = holder.communicate(timeout=60)
     assert (out, err) == ("interrupted\n", "")
     assert client.get(VALUE) is None
+
+
+@pytest.mark.parametrize("kind", ["with", "task"])
+def test_a_storm_of_interrupts_leaves_no_lock_held(kind: str) -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "tests.workers.lock_storm", kind, "5"]
+    done = subprocess.run(command, cwd=ROOT, env=untraced(), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["stuck"] == []
+    assert said["interrupted"] > 100
 
 
 def test_a_forked_child_has_a_background_thread_of_its_own(client: redis.Redis) -> None:
