@@ -14,7 +14,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from aiogpulock import clock
 from aiogpulock.api import gpu_lock
@@ -102,18 +102,21 @@ class GpuGate:
             async with AsyncExitStack() as stack:
                 yield await self._enter(request, stack)
         except LeaseLostError as error:
-            logger.warning("%s", error)
-            raise _unavailable("the GPU was taken away while this request used it: try again", 1) from error
+            raise _lost(error) from error
 
     async def stream(self, request: Request, respond: Callable[[Lease], Response | Awaitable[Response]]) -> Response:
         """Hold the GPU until the last byte of the response that `respond(lease)` makes, or the client's disconnect.
 
         For frameworks without dependencies: ``return await gpu.stream(request, lambda lease: StreamingResponse(…))``.
-        Raises starlette's `HTTPException`, 503, 500 or 499, before `respond` is called.
+        Raises starlette's `HTTPException`: 503, 500 or 499 before `respond` is called, and 503 if the lease is lost
+        before the first byte. After it the response is cut off.
         """
-        async with AsyncExitStack() as stack:
-            response = respond(await self._enter(request, stack))
-            return _HeldResponse(await response if isawaitable(response) else response, stack.pop_all())
+        try:
+            async with AsyncExitStack() as stack:
+                response = respond(await self._enter(request, stack))
+                return _HeldResponse(await response if isawaitable(response) else response, stack.pop_all())
+        except LeaseLostError as error:
+            raise _lost(error) from error
 
     async def _enter(self, request: Request, stack: AsyncExitStack) -> Lease:
         """Acquire into `stack`, in this task, which a lost lease cancels."""
@@ -160,8 +163,20 @@ class _HeldResponse(Response):
         self._stack = stack
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._stack:
-            await self._response(scope, receive, send)
+        begun = False
+
+        async def send_on(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            async with self._stack:
+                await self._response(scope, receive, send_on)
+        except LeaseLostError as error:
+            if begun:
+                raise
+            raise _lost(error) from error
 
 
 @asynccontextmanager
@@ -217,6 +232,11 @@ async def _read_body(request: Request) -> None:
         return
     except ClientDisconnect:
         raise HTTPException(CLIENT_CLOSED_REQUEST, "the client has gone") from None
+
+
+def _lost(error: LeaseLostError) -> HTTPException:
+    logger.warning("%s", error)
+    return _unavailable("the GPU was taken away while this request used it: try again", 1)
 
 
 def _unavailable(detail: str, retry: int) -> HTTPException:

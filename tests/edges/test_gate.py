@@ -15,6 +15,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from aiogpulock import ConfigError, GpuLockManager, InvalidGpuError, Lease
 from aiogpulock.web import GpuGate
@@ -24,7 +25,7 @@ from tests.gpu.conftest import gpu_manager as gpu_manager
 from tests.gpu.conftest import sim as sim
 from tests.nvml_sim import GiB, Simulation
 from tests.servers import RealServer
-from tests.unit.support import eventually, force, held_elsewhere, waiters
+from tests.unit.support import FOREVER, eventually, force, held_elsewhere, waiters
 
 
 class Work:
@@ -271,6 +272,34 @@ async def test_a_lost_lease_ends_the_handler_with_503(manager: GpuLockManager, m
         answer = await request
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert work.finished == 0
+
+
+@pytest.mark.parametrize("moment", ["making", "beginning"])
+async def test_a_lease_lost_before_the_first_byte_of_a_stream_is_503_too(manager: GpuLockManager, moment: str) -> None:
+    """The response is still being made, or is made and has sent nothing yet."""
+    gpu = GpuGate(0, manager=manager)
+
+    class Late(StreamingResponse):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await lose("beginning")
+            await super().__call__(scope, receive, send)
+
+    async def lose(now: str) -> None:
+        if now == moment:
+            await force(manager)
+            await asyncio.sleep(FOREVER)
+
+    async def respond(_: Lease) -> Response:
+        await lose("making")
+        return Late(Work().tokens())
+
+    async def stream(request: Request) -> Response:
+        return await gpu.stream(request, respond)
+
+    async with served(Starlette(routes=[Route("/", stream)])) as url, httpx.AsyncClient() as client:
+        answer = await client.get(url)
+        assert (answer.status_code, answer.headers.get("retry-after")) == (503, "1")
+        await free(manager)
 
 
 async def test_the_body_can_still_be_read_by_the_handler(manager: GpuLockManager) -> None:
