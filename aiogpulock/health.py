@@ -99,7 +99,7 @@ class Health:
         ]
         if self._census.scan_refused:
             findings.append(Finding("scan", "info", self._census.scan_refused))
-        totals = Totals.of(locks)
+        counters = {lock.key: Totals.of(lock) for lock in locks}
         zombies = [zombie for lock in locks for zombie in find_zombies(lock)]
         long_held = _long_held(locks, settings.gpu_lock_monitor.timeout_levels.warning)
         report = HealthReport(
@@ -111,8 +111,8 @@ class Health:
             long_held_locks=tuple(long_held),
             long_held_count=len(long_held),
             queue_lengths={lock.gpu_id: lock.waiters for lock in locks if lock.waiters},
-            exception_stats=totals.exception_stats,
-            exception_rates=self._window.rates(clock.now(), totals),
+            exception_stats=Totals.sum(counters.values()).exception_stats,
+            exception_rates=self._window.rates(clock.now(), counters),
             eviction_policy=info.get("maxmemory_policy"),
             persistence=None if "aof_enabled" not in info else "aof" if info["aof_enabled"] == "1" else "rdb or none",
             clock_offset=server_ahead,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -12,7 +12,7 @@ from aiogpulock.models import LockSnapshot
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
-    """The shared counters, summed over all locks, since they began."""
+    """The shared counters of one lock, or of all of them together, since they began."""
 
     attempts: int = 0
     """Requests for a lock."""
@@ -25,13 +25,18 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     ownership_violations: int = 0
 
     @classmethod
-    def of(cls, locks: Iterable[LockSnapshot]) -> Totals:
-        every = [lock.stats for lock in locks]
-        return cls(**{name: sum(stats.get(name, 0) for stats in every) for name in cls.__struct_fields__})
+    def of(cls, lock: LockSnapshot) -> Totals:
+        return cls(**{name: lock.stats.get(name, 0) for name in cls.__struct_fields__})
+
+    @classmethod
+    def sum(cls, every: Iterable[Totals]) -> Totals:
+        every = list(every)
+        return cls(**{name: sum(getattr(one, name) for one in every) for name in cls.__struct_fields__})
 
     def since(self, earlier: Totals) -> Totals:
+        """What came; nothing where a counter began anew."""
         names = self.__struct_fields__
-        return Totals(**{name: getattr(self, name) - getattr(earlier, name) for name in names})
+        return Totals(**{name: max(0, getattr(self, name) - getattr(earlier, name)) for name in names})
 
     @property
     def exception_stats(self) -> ExceptionStats:
@@ -65,22 +70,35 @@ class ExceptionRates(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RateWindow:
-    """Rates over the last `window` seconds, as far back as somebody has looked; until then over all time."""
+    """Rates over the last `window` seconds, as far back as somebody has looked; until then over all time.
+
+    The differences are those of each lock: one that comes late into view, as it could not be read before, brings its
+    whole past with it, and that is no news. It counts from its second look on, and so does a lock that is new.
+    """
 
     def __init__(self, window: float) -> None:
         self._window = window
+        self._locks: Mapping[str, Totals] = {}
+        """At the last look."""
+        self._came = Totals()
+        """Since the first look."""
         self._seen: deque[tuple[float, Totals]] = deque()
+        """What had come, by the time of the look."""
 
-    def rates(self, at: float, totals: Totals) -> ExceptionRates:
-        """Take the totals as they are at `at` (seconds, any clock), and answer the rates up to then."""
-        if self._seen and totals.attempts < self._seen[-1][1].attempts:
-            self._seen.clear()  # the counters began anew: Redis lost its data
+    def rates(self, at: float, locks: Mapping[str, Totals]) -> ExceptionRates:
+        """Take the counters of each lock as they are at `at` (seconds, any clock), and answer the rates up to then."""
+        totals, before = Totals.sum(locks.values()), self._locks
+        news = [counters.since(before[lock]) for lock, counters in locks.items() if lock in before]
+        self._locks, self._came = locks, Totals.sum([self._came, *news])
         while len(self._seen) > 1 and self._seen[1][0] <= at - self._window:
             self._seen.popleft()
-        began, base = self._seen[0] if self._seen else (None, Totals())
+        first = self._seen[0] if self._seen else None
         if not self._seen or at - self._seen[-1][0] >= self._window / 100:  # however often somebody looks
-            self._seen.append((at, totals))
-        return _rates(totals, totals.since(base), None if began is None else at - began)
+            self._seen.append((at, self._came))
+        if first is None:
+            return _rates(totals, totals, None)
+        began, came = first
+        return _rates(totals, self._came.since(came), at - began)
 
 
 def _rates(totals: Totals, recent: Totals, window: float | None) -> ExceptionRates:

@@ -218,7 +218,7 @@ class GpuLockMonitor:
             zombies=tuple(chain.from_iterable(zombies)),
             repaired=tuple(deeds.repaired),
             failed=tuple(deeds.failed),
-            rates=self._rates.rates(began, Totals.of(locks)),
+            rates=self._rates.rates(began, {lock.key: Totals.of(lock) for lock in locks}),
             told=tuple(told),
             idle=tuple(await self._look_for_idle(locks)),
             audit_error=self._audit.error,

@@ -36,9 +36,9 @@ def rated(**recent: int) -> list[tuple[str, str]]:
     """The conditions after a window in which these counters grew, over a long history without faults."""
     window = RateWindow(300)
     before = Totals(attempts=10_000, acquisitions=10_000)
-    window.rates(0, before)
+    window.rates(0, {"gpu_lock:0": before})
     after = {name: getattr(before, name) + recent.get(name, 0) for name in Totals.__struct_fields__}
-    return types(Round(at=0, rates=window.rates(200, Totals(**after))))
+    return types(Round(at=0, rates=window.rates(200, {"gpu_lock:0": Totals(**after)})))
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,15 @@ def test_rates_are_those_of_the_window_and_need_samples(
 
 
 def test_a_bad_past_is_no_alert_when_the_monitor_starts() -> None:
-    first = RateWindow(300).rates(0, Totals(attempts=1000, acquisitions=100, timeouts=900, emergency_releases=100))
+    bad = Totals(attempts=1000, acquisitions=100, timeouts=900, emergency_releases=100, release_script_errors=1)
+    window = RateWindow(300)
+    first = window.rates(0, {"gpu_lock:0": bad})
     assert types(Round(at=0, rates=first)) == []
+    late = window.rates(30, {"gpu_lock:0": bad, "gpu_lock:1": bad})  # it could not be read before
+    assert types(Round(at=0, rates=late)) == []
+    worse = {name: getattr(bad, name) + 25 for name in Totals.__struct_fields__}
+    told = types(Round(at=0, rates=window.rates(60, {"gpu_lock:0": bad, "gpu_lock:1": Totals(**worse)})))
+    assert ("high_timeout_rate", "warning") in told
 
 
 def test_without_redis_only_that_is_known() -> None:

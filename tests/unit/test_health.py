@@ -11,7 +11,7 @@ import redis
 
 from aiogpulock import GpuLockManager, ManagerClosedError
 from aiogpulock.health import CLOCK_TOLERANCE, clock_findings
-from aiogpulock.rates import RateWindow, Totals
+from aiogpulock.rates import ExceptionRates, RateWindow, Totals
 from tests.acl import LEAST_PRIVILEGES
 from tests.servers import RealServer
 from tests.unit.support import held_elsewhere, waiters
@@ -216,25 +216,29 @@ async def test_health_checks_at_once_see_all_of_a_large_keyspace(
 
 def test_rates_cover_the_window_and_not_the_lifetime() -> None:
     window = RateWindow(300)
-    old = Totals(attempts=1000, acquisitions=1000, timeouts=500, emergency_releases=400)
 
-    first = window.rates(0, old)
+    def look(at: float, **counters: int) -> ExceptionRates:
+        return window.rates(at, {"gpu_lock:0": Totals(**counters)})
+
+    first = look(0, attempts=1000, acquisitions=1000, timeouts=500, emergency_releases=400)
     assert (first.window, first.timeout_rate, first.samples, first.total_locks) == (None, 0.5, 1000, 1000)
 
-    second = window.rates(100, Totals(attempts=1040, acquisitions=1030, timeouts=510, emergency_releases=403))
+    second = look(100, attempts=1040, acquisitions=1030, timeouts=510, emergency_releases=403)
     assert (second.window, second.samples, second.attempts) == (100, 30, 40)
     assert second.timeout_rate == 0.25
     assert second.emergency_release_rate == second.exception_rate == 0.1
 
-    third = window.rates(401, Totals(attempts=1041, acquisitions=1031, timeouts=510, emergency_releases=403))
+    third = look(401, attempts=1041, acquisitions=1031, timeouts=510, emergency_releases=403)
     assert (third.window, third.attempts, third.timeout_rate) == (301, 1, 0)
 
 
 def test_counters_that_began_anew_are_no_negative_rates() -> None:
     window = RateWindow(300)
-    window.rates(0, Totals(attempts=1000, acquisitions=1000))
-    after = window.rates(10, Totals(attempts=10, acquisitions=5, timeouts=5))
-    assert (after.window, after.timeout_rate, after.total_locks) == (None, 0.5, 5)
+    window.rates(0, {"gpu_lock:0": Totals(attempts=1000, acquisitions=1000)})
+    after = window.rates(10, {"gpu_lock:0": Totals(attempts=10, acquisitions=5)})
+    assert (after.window, after.attempts, after.total_locks) == (10, 0, 5)
+    later = window.rates(20, {"gpu_lock:0": Totals(attempts=20, acquisitions=10, timeouts=5)})
+    assert (later.window, later.attempts, later.timeout_rate) == (20, 10, 0.5)
 
 
 def test_a_clock_that_is_off_is_told_of_in_either_direction() -> None:
