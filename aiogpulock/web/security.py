@@ -79,7 +79,8 @@ def require_token(request: Request, token: str | None) -> None:
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer":
         raise _unauthorized("a token is needed: Authorization: Bearer …")
-    if not secrets.compare_digest(given.strip().encode(), token.encode()):
+    # Header values are bytes, which the server reads as Latin-1; a variable may hold bytes that are no UTF-8.
+    if not secrets.compare_digest(given.strip(" \t").encode("latin-1"), token.encode("utf-8", "surrogateescape")):
         raise _unauthorized("this is not the token that the server was started with")
 
 

@@ -211,6 +211,15 @@ async def test_the_last_newline_of_a_file_is_no_part_of_the_token(manager: GpuLo
     assert problem(answer)[0] == 409
 
 
+async def test_a_token_of_any_letters_is_known(manager: GpuLockManager) -> None:
+    token = "Schlüssel-à"  # its last byte alone would be a blank
+    async with client(manager, token=token) as http:
+        for given, status in ((token, 409), ("Schlüssel-é", 401)):
+            header = {"Authorization": f"Bearer {given}".encode()}
+            answer = await http.post("/gpu-lock/release", json={"gpu_id": 0, "holder_id": "x"}, headers=header)
+            assert problem(answer)[0] == status
+
+
 def test_an_empty_token_is_a_mistake() -> None:
     with pytest.raises(ConfigError, match="token"):
         create_app(token=" ")

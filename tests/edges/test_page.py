@@ -171,7 +171,7 @@ async def test_the_memory_of_this_host_s_gpus_is_shown(server: RealServer, brows
 
 async def test_an_operator_releases_with_the_keyboard(manager: GpuLockManager, browser: Browser) -> None:
     lease = await manager.lock(0, task_name="stuck").acquire_for("stuck")
-    async with served(create_app(manager, token="secret")) as url:
+    async with served(create_app(manager, token="sécret-€")) as url:
         await browser.open(url)
         await browser.until_text(".gpu .who .task", "stuck")
         await browser.type(".gpu .release", Keys.ENTER)
@@ -182,7 +182,7 @@ async def test_an_operator_releases_with_the_keyboard(manager: GpuLockManager, b
         await browser.type("#release [name=token]", "wrong", Keys.ENTER)
         await browser.until_text("#release-problem", "not the token")
         lease.check()
-        await browser.type("#release [name=token]", Keys.BACKSPACE * 5, "secret", Keys.ENTER)
+        await browser.type("#release [name=token]", Keys.BACKSPACE * 5, "sécret-€", Keys.ENTER)
         await lease.lost.wait()
         await browser.until_text(".gpu .state", "free")
 

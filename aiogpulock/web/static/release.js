@@ -32,11 +32,16 @@ async function release(gpu, token, reason) {
   try {
     const answer = await fetch("gpu-lock/release", {
       method: "POST",
-      headers: { Authorization: `Bearer ${token}`, "Content-Type": "application/json" },
+      headers: { Authorization: `Bearer ${asBytes(token)}`, "Content-Type": "application/json" },
       body: JSON.stringify({ gpu_id: gpu.id, holder_id: gpu.holder.id, reason: reason || "operator" }),
     });
     return answer.ok ? "" : (await answer.json()).detail;
   } catch {
     return "The server does not answer.";
   }
+}
+
+// A header takes bytes only: the token's UTF-8, one character each.
+function asBytes(text) {
+  return String.fromCharCode(...new TextEncoder().encode(text));
 }
