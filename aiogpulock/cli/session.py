@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -34,6 +36,12 @@ def with_manager(target: Target, work: Callable[[GpuLockManager], Awaitable[T]])
 async def look_at(manager: GpuLockManager, gpu: str) -> LockSnapshot:
     """The lock of this GPU. Raises `InvalidGpuError`, `ProtocolError`, `RedisUnavailableError`."""
     return await manager.scripts.snapshot(await manager.keys_of(gpu))
+
+
+def end_in_order_at_hang_up() -> None:
+    """A terminal that closes ends a verb that runs for long as SIGTERM does; under nohup it goes on."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def print_json(**content: Any) -> None:

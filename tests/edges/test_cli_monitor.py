@@ -6,6 +6,7 @@ import re
 import signal
 
 import psutil
+import pytest
 import redis
 
 from tests.edges.shell import Shell, ended, read_until
@@ -47,10 +48,11 @@ def test_it_goes_round_until_it_is_ended(shell: Shell, redis_cleanup: redis.Redi
     assert ended(monitor)[0] == 130
 
 
-def test_sigterm_ends_it_in_order(shell: Shell, redis_cleanup: redis.Redis) -> None:
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_in_order(shell: Shell, redis_cleanup: redis.Redis, end: signal.Signals) -> None:
     monitor = shell.start("monitor", env=QUICK)
     wait_until(lambda: bool(redis_cleanup.exists("{gpu_lock}:monitor")), description="it speaks for all", timeout=30)
-    monitor.send_signal(signal.SIGTERM)
+    monitor.send_signal(end)
     code, *told = ended(monitor)
     assert code == -signal.SIGTERM
     assert not any("Traceback" in text for text in told)

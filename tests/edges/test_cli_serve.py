@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import urllib.request
 
+import pytest
 import redis
 
 from tests.edges.shell import ROOT, Shell, ended
@@ -20,13 +22,16 @@ def place_of(server: subprocess.Popen[str]) -> str:
     return next(found[0] for line in server.stderr if (found := re.search(r"http://127\.0\.0\.1:\d+", line)))
 
 
-def test_it_serves_until_it_is_told_to_end(shell: Shell, redis_cleanup: redis.Redis) -> None:
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGHUP])
+def test_it_serves_until_it_is_told_to_end(shell: Shell, redis_cleanup: redis.Redis, end: signal.Signals) -> None:
     server = shell.start("serve", "--port", "0")
     place = place_of(server)
     with urllib.request.urlopen(f"{place}/livez") as answer:
         assert json.load(answer) == {"status": "alive"}
-    server.terminate()
+    wait_until(lambda: bool(redis_cleanup.exists("{gpu_lock}:monitor")), description="its monitor speaks", timeout=30)
+    server.send_signal(end)
     assert ended(server)[0] in (0, -15, 143)
+    assert not redis_cleanup.exists("{gpu_lock}:monitor"), "the next one would be silent until that lapses"
 
 
 def test_monitor_and_log_level_are_options(shell: Shell, redis_cleanup: redis.Redis) -> None:

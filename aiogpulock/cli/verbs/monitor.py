@@ -28,12 +28,14 @@ def command(once: bool, dry_run: bool, target: Target) -> None:
     import os
     import signal
 
+    from aiogpulock.cli.session import end_in_order_at_hang_up
     from aiogpulock.monitor import GpuLockMonitor
 
     async def work() -> None:
         """A service manager ends it by SIGTERM: what waits is still sent, and another monitor may speak at once."""
         if (me := asyncio.current_task()) is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
+            end_in_order_at_hang_up()
         manager = target.manager()
         overrides: dict[str, Any] = {"auto_recovery": False} if dry_run else {}
         teller = _Teller()

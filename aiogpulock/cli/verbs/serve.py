@@ -33,6 +33,7 @@ def command(
     """
     from aiogpulock.cli.app import complain, listen
     from aiogpulock.cli.exits import FAILED, USAGE
+    from aiogpulock.cli.session import end_in_order_at_hang_up
 
     try:
         from aiogpulock.web import serve
@@ -40,6 +41,7 @@ def command(
         complain(str(error))
         sys.exit(USAGE)
     listen(log_level)
+    end_in_order_at_hang_up()
     try:
         serve(
             host=host,
