@@ -70,7 +70,7 @@ class Channel:
                 self._thread.start()
 
     def end(self, *, hurry: bool = False) -> None:
-        """The thread ends when nothing waits any more. `hurry`: what is refused is not tried again."""
+        """The thread ends when nothing waits any more. `hurry`: who waits for a further attempt gets it now, the last."""
         with self._changed:
             self._ending = True
             self._changed.notify()
@@ -103,8 +103,9 @@ class Channel:
         while (notice := self._next()) is not None:
             sent = self.send(notice)
             for pause in self.PAUSES:
-                if not sent.error or self._hurry.wait(pause):
+                if not sent.error or self._hurry.is_set():
                     break
+                self._hurry.wait(pause)
                 sent = self.send(notice)
             if sent.error:
                 logger.error("the alert %s did not reach %s: %s", notice.title, sent.place, sent.error)

@@ -16,9 +16,7 @@ from aiogpulock.errors import (
     ConfigError,
     GpuLockError,
     InvalidGpuError,
-    LockTimeoutError,
     ManagerClosedError,
-    QueueFullError,
     RedisUnavailableError,
     ServerTooOldError,
 )
@@ -26,11 +24,9 @@ from aiogpulock.errors import (
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER = 5
-"""Seconds that a client is told to wait when nothing better is known."""
+"""Seconds that a client is told to wait when nothing better is known, as while Redis is away."""
 
-_BUSY = (
-    QueueFullError,
-    LockTimeoutError,
+_AWAY = (
     RedisUnavailableError,
     AuthenticationError,
     ServerTooOldError,
@@ -63,7 +59,7 @@ def problem_of(error: Exception) -> Problem:
             return Problem(HTTPStatus(error.status_code), error.detail, error.headers)
         case InvalidGpuError() | ConfigError():
             return Problem(HTTPStatus.BAD_REQUEST, str(error))
-        case GpuLockError() if isinstance(error, _BUSY):
+        case GpuLockError() if isinstance(error, _AWAY):
             return Problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), {"Retry-After": str(RETRY_AFTER)})
         case GpuLockError():
             return Problem(HTTPStatus.BAD_GATEWAY, str(error))

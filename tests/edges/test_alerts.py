@@ -73,6 +73,21 @@ async def test_the_same_is_told_once_and_another_holder_again(settings: AlertSet
     assert hook.titles == ["[warning] loop_stalled gpu_lock:0"] * 2
 
 
+async def test_what_waits_for_a_further_attempt_gets_it_at_the_end(
+    settings: AlertSettings, hook: WebHook, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Channel, "PAUSES", (60.0, 60.0))
+    hook.status = 503
+    alerts = Alerts(settings)
+    alerts(STALL)
+    await eventually(lambda: hook.received, description="the first attempt")
+    await asyncio.sleep(0.2)
+    hook.status = 200  # it has restarted
+    await alerts.close()
+    assert hook.asked == 2
+    assert "did not reach" not in caplog.text
+
+
 async def test_the_critical_failure_of_another_process_is_p0_with_its_record(
     own_server: RealServer, settings: AlertSettings, hook: WebHook
 ) -> None:
