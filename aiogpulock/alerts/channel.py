@@ -70,7 +70,7 @@ class Channel:
                 self._thread.start()
 
     def end(self, *, hurry: bool = False) -> None:
-        """The thread ends when nothing waits any more. `hurry`: who waits for a further attempt gets it now, the last."""
+        """The thread ends when nothing waits any more. `hurry`: a further attempt that is due comes now, the last."""
         with self._changed:
             self._ending = True
             self._changed.notify()
