@@ -1,6 +1,7 @@
 """Gives memory back before it is verified: the caches of libraries that the program itself has imported, no others.
 
-They run in a thread. A failure is logged, told to the caller to be counted, and harms nothing.
+They run in a thread, on the devices alone on which the program has a context. A failure is logged, told to the caller
+to be counted, and harms nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from aiogpulock import clock
+from aiogpulock.gpu.contexts import with_a_context
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,8 @@ def _torch() -> bool:
     torch: Any = sys.modules.get("torch")
     if torch is None:
         return False
-    if torch.cuda.is_initialized():  # emptying the cache of a program that never used CUDA would make a context
+    for device in with_a_context() if torch.cuda.is_initialized() else ():
+        torch.cuda.set_device(device)  # of this thread, which ends: setting it back to 0 would make a context there
         torch.cuda.empty_cache()
     return True
 
@@ -49,8 +52,10 @@ def _cupy() -> bool:
     cupy: Any = sys.modules.get("cupy")
     if cupy is None:
         return False
-    cupy.get_default_memory_pool().free_all_blocks()
-    cupy.get_default_pinned_memory_pool().free_all_blocks()
+    for device in with_a_context():
+        cupy.cuda.Device(device).use()
+        cupy.get_default_memory_pool().free_all_blocks()  # of the current device alone
+        cupy.get_default_pinned_memory_pool().free_all_blocks()
     return True
 
 
@@ -94,10 +99,13 @@ async def reclaim(names: Sequence[str], *, timeout: float = 10.0) -> tuple[Recla
         async with asyncio.timeout(timeout):
             await done.wait()
     except TimeoutError:
+        pass
+    so_far = tuple(results)  # all of them, if it was the event loop that came late
+    late = names[len(so_far) :]
+    if late:
         _overdue = thread
-        logger.warning("the reclaimer %s did not end within %g s", names[len(results)], timeout)
-    so_far = tuple(results)
-    return (*so_far, *(Reclaimed(name, "late", timeout) for name in names[len(so_far) :]))
+        logger.warning("the reclaimer %s did not end within %g s", late[0], timeout)
+    return (*so_far, *(Reclaimed(name, "late", timeout) for name in late))
 
 
 def _run(name: str) -> Reclaimed:

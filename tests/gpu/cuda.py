@@ -7,14 +7,14 @@ import uuid
 
 
 class Cuda:
-    """A context on the first visible device. For the thread that made it."""
+    """A context on a visible device, the first by default. For the thread that made it."""
 
-    def __init__(self) -> None:
+    def __init__(self, ordinal: int = 0) -> None:
         self._library = ctypes.CDLL("libcuda.so.1")
         self._device = ctypes.c_int()
         self._context = ctypes.c_void_p()
         self._call("cuInit", 0)
-        self._call("cuDeviceGet", ctypes.byref(self._device), 0)
+        self._call("cuDeviceGet", ctypes.byref(self._device), ordinal)
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
         self._call("cuCtxSetCurrent", self._context)
 

@@ -1,4 +1,4 @@
-/* A simulated CUDA driver: what tests/gpu/cuda.py calls. It allocates nothing, and says so in the simulated NVML's state. */
+/* A simulated CUDA driver: what tests/gpu/cuda.py and the reclaimers call. It allocates nothing, and says so in the simulated NVML's state. */
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,7 +13,7 @@ enum { OK = 0, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_DEVICE = 100 };
 static const uint64_t CONTEXT = 400ull << 20;
 
 static struct state *state;
-static int file, retained;
+static int file, retained[DEVICES];
 
 int cuInit(unsigned flags) {
   (void)flags;
@@ -38,6 +38,17 @@ int cuDeviceGet(int *device, int ordinal) {
   return NO_DEVICE;
 }
 
+int cuDeviceGetCount(int *count) {
+  *count = state ? (getenv("CUDA_VISIBLE_DEVICES") ? 1 : state->gpus) : 0;
+  return state ? OK : NOT_INITIALIZED;
+}
+
+int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) {
+  *flags = 0;
+  *active = retained[device] > 0;
+  return OK;
+}
+
 static int use(struct device *device, int64_t more) {
   struct process *mine = NULL;
   uint64_t sum = device->unattributed + device->reserved;
@@ -59,7 +70,7 @@ static int use(struct device *device, int64_t more) {
 
 int cuDevicePrimaryCtxRetain(void **context, int device) {
   *context = &state->devices[device];
-  return retained++ ? OK : use(*context, CONTEXT);
+  return retained[device]++ ? OK : use(*context, CONTEXT);
 }
 
 static struct device *current;
