@@ -22,7 +22,6 @@ from tests.unit.support import held_elsewhere
 
 MONITORING = Path(__file__).parents[2] / "monitoring"
 RULES = MONITORING / "prometheus-alerts.yml"
-NAME = re.compile(r"\baiogpulock_\w+")
 
 
 def promtool(*arguments: str | Path, stdin: bytes = b"") -> str:
@@ -152,9 +151,41 @@ def test_the_dashboard_is_whole() -> None:
     assert used - {"__rate_interval"} == variables.keys() - {"datasource"}
 
 
-async def test_rules_and_dashboard_use_only_metrics_that_there_are(manager: GpuLockManager) -> None:
-    known = {re.split(r"[{ ]", name)[0] for name in samples(await busy(manager))}
-    expressions = [rule["expr"] for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
-    used = {name for expr in [*expressions, *dashboard_expressions()] for name in NAME.findall(expr)}
-    assert used
-    assert used <= known
+def expressions() -> list[tuple[str, str]]:
+    """Each expression of the rules and of the dashboard, with the text that names labels of its result."""
+    rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    dashboard: dict[str, Any] = json.loads((MONITORING / "grafana-dashboard.json").read_text())
+    targets = [target for panel in dashboard["panels"] for target in panel["targets"]]
+    queries = [each["query"]["query"] for each in dashboard["templating"]["list"][1:]]
+    values = [re.fullmatch(r"label_values\((.+), (\w+)\)", query) for query in queries]
+    return [
+        *((rule["expr"], " ".join(rule["annotations"].values())) for rule in rules),
+        *((target["expr"], target.get("legendFormat", "")) for target in targets),
+        *((found[1], f"{{{{{found[2]}}}}}") for found in values if found),
+    ]
+
+
+async def test_rules_and_dashboard_use_only_metrics_labels_and_values_that_there_are(manager: GpuLockManager) -> None:
+    known: dict[str, dict[str, set[str]]] = {}
+    for sample in samples(await busy(manager)):
+        labels = known.setdefault(re.split(r"[{ ]", sample)[0], {"instance": set()})  # which Prometheus adds
+        for label, value in re.findall(r'(\w+)="([^"]*)"', sample):
+            labels.setdefault(label, set()).add(value)
+
+    assert len(expressions()) > 25
+    for expr, told in expressions():
+        of_result: set[str] = set()
+        for name, selector in re.findall(r"\b(aiogpulock_\w+)(?:\{([^}]*)\})?", expr):
+            of_result |= known[name].keys()
+            for label, operator, value in re.findall(r'(\w+)(=~|=)"([^"]*)"', selector):
+                assert label in known[name], expr
+                if not value.startswith("$"):
+                    assert set(value.split("|") if operator == "=~" else [value]) <= known[name][label], expr
+        kept = re.findall(r"\bby \(([^)]*)\)", expr)
+        for labels in kept:
+            assert set(labels.split(", ")) <= of_result, expr
+        if kept:
+            of_result = set(kept[0].split(", "))
+        elif re.match(r"(sum|min|max|avg|absent)\(", expr):
+            of_result = set()
+        assert set(re.findall(r"\{\{ *(?:\$labels\.)?(\w+) *\}\}", told)) <= of_result, (expr, told)
