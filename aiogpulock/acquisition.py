@@ -21,7 +21,8 @@ from aiogpulock.keys import LockKeys
 from aiogpulock.lease import Hold, HoldTerms
 from aiogpulock.leaving import finish
 from aiogpulock.models import LOSS_REASONS, Finished, Held, Refused, Request, Stale, Waiting
-from aiogpulock.scripts import AcquireReply, LeaseTerms, Terms, parse_process
+from aiogpulock.replies import AcquireReply, parse_process
+from aiogpulock.scripts import LeaseTerms, Terms
 from aiogpulock.waiting import Pace, Waiter
 
 if TYPE_CHECKING:

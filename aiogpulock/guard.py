@@ -24,7 +24,8 @@ from aiogpulock.heartbeat import Holds, settle
 from aiogpulock.keys import LockKeys
 from aiogpulock.lease import Hold
 from aiogpulock.redis_client import connection_options
-from aiogpulock.scripts import load_script, parse_beat, script_command
+from aiogpulock.replies import parse_beat
+from aiogpulock.scripts import load_script, script_command
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from aiogpulock.liveness import ProcessWatch
 from aiogpulock.models import ProcessInfo, Waiting
-from aiogpulock.scripts import parse_process
+from aiogpulock.replies import parse_process
 from aiogpulock.wakeups import Grant, Watch
 
 _parse_process = lru_cache(maxsize=256)(parse_process)
