@@ -46,4 +46,7 @@ _STATUSES: tuple[tuple[type[GpuLockError], int], ...] = (
 
 def status_of(error: GpuLockError) -> int:
     """The exit status for an error that ended a verb."""
-    return next((status for kind, status in _STATUSES if isinstance(error, kind)), FAILED)
+    from aiogpulock.gpu.records import NvmlError  # imports msgspec, which the help of a verb does without
+
+    other = CONFIG if isinstance(error, NvmlError) else FAILED
+    return next((status for kind, status in _STATUSES if isinstance(error, kind)), other)

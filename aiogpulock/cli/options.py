@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -19,6 +20,42 @@ _TARGET_OPTIONS = (
     ("--config", "FILE", "Settings; else AIOGPULOCK_CONFIG, ./config.yml, defaults."),
     ("--namespace", "NAME", "First part of every key; else as the settings have it."),
 )
+
+
+class GpuId(click.ParamType):  # type: ignore[type-arg] # generic in new versions of click only
+    """The id of a GPU, refused before any server is asked."""
+
+    name = "id"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Raises `InvalidGpuError`."""
+        from aiogpulock.keys import check_gpu_id
+
+        return check_gpu_id(value)
+
+
+class Seconds(click.FloatRange):
+    """A time. nan passes every comparison of a range; inf says for ever where that is allowed."""
+
+    def __init__(self, least: float, most: float, *, or_for_ever: bool = False) -> None:
+        super().__init__(least, most)
+        self._or_for_ever = or_for_ever
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds: float = click.FLOAT.convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is no time: give seconds.", param, ctx)
+        if self._or_for_ever and seconds == math.inf:
+            return seconds
+        within: float = super().convert(seconds, param, ctx)
+        return within
+
+    def _describe_range(self) -> str:
+        return f"{super()._describe_range()}, or inf" if self._or_for_ever else super()._describe_range()
+
+
+WAIT = Seconds(0, 10**9, or_for_ever=True)
+"""How long to wait for a GPU: what `max_wait_time` takes."""
 
 
 class Target(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
 import sys
@@ -33,7 +34,7 @@ class Wishes(NamedTuple):
     task_name: str
     priority: int
     timeout: float | None
-    """Seconds; None: as the settings say, and for ever if they say nothing."""
+    """Seconds, infinity included; None: as the settings say, and for ever if they say nothing."""
     kill_after: float
     target: Target
 
@@ -183,7 +184,7 @@ class _Runner:
     def _limit(self) -> dict[str, Any]:
         """The built-in limit is for servers: a job waits for ever unless somebody said something else."""
         if self._wishes.timeout is not None:
-            return {"max_wait_time": self._wishes.timeout}
+            return {"max_wait_time": None if self._wishes.timeout == math.inf else self._wishes.timeout}
         return {} if "gpu_lock.max_wait_time" in self._wishes.target.source().origins else {"max_wait_time": None}
 
     async def _under(self, lease: Lease) -> int:

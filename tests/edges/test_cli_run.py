@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,7 @@ from tests.servers import RealServer
 
 HOLD = "echo in; exec sleep 100"
 AWAY = {"REDIS_URL": "redis://u:geheim@127.0.0.1:1/0", "AIOGPULOCK_REDIS_CONNECT_TIMEOUT": "0.3"}
+NO_DRIVER = {"AIOGPULOCK_GPU_MEMORY_NVML": "required", "LD_LIBRARY_PATH": ""}
 SHORT_LEASE = {"AIOGPULOCK_HEARTBEAT_INTERVAL": "0.3", "AIOGPULOCK_HEARTBEAT_TIMEOUT": "3"}
 
 # Holds a kernel lock while it "computes": whoever finds it taken has met another live one.
@@ -285,7 +287,9 @@ def test_what_cannot_be_run_is_said_before_any_wait(shell: Shell, tmp_path: Path
         ((), {"AIOGPULOCK_POLL_INTERVAL": "soon"}, 78, r"gpu_lock\.poll_interval: got 'soon', expected seconds .*"),
         (("--config", "odd.yml"), {}, 78, r"gpu_lock\.heartbeat\.interval: .* which is 10\.0 \(file \S+odd\.yml\)"),
         (("--config", "missing.yml"), {}, 78, r".*missing\.yml: No such file or directory"),
-        (("--gpu", "a b"), {}, 2, r"gpu_id 'a b' must match .*"),
+        (("--gpu", "a b"), AWAY, 2, r"gpu_id 'a b' must match .*"),
+        (("--gpu", "-1"), AWAY, 2, "gpu_id -1 is negative: GPU indices start at 0"),
+        ((), NO_DRIVER, 78, r"gpu_lock\.gpu_memory\.nvml is 'required': .*"),
     ],
 )
 def test_each_error_is_one_line(
@@ -308,10 +312,28 @@ def test_a_misspelt_variable_is_named_once(shell: Shell) -> None:
 
 
 def test_a_call_that_makes_no_sense_is_2(shell: Shell) -> None:
-    for words in (("run",), ("run", "-n", "-w", "3", "true"), ("run", "--frobnicate", "true"), ("nonsense",)):
+    no_time = [
+        ("run", "-w", "nan", "true"),
+        ("run", "-k", "nan", "true"),
+        ("wait", "-w", "nan"),
+        ("top", "--interval", "nan"),
+    ]
+    for words in (("run",), ("run", "-n", "-w", "3", "true"), ("run", "--frobnicate", "true"), ("nonsense",), *no_time):
         done = shell.run(*words)
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
+
+
+def test_a_wait_of_inf_is_for_ever_whatever_the_settings_say(shell: Shell, redis_cleanup: redis.Redis) -> None:
+    holder = shell.start("run", "--", "sh", "-c", HOLD)
+    read_until(holder, "in")
+    patient = shell.start("run", "-w", "inf", "--", "true", env={"AIOGPULOCK_MAX_WAIT_TIME": "0.2"})
+    looking = shell.start("wait", "-w", "inf")
+    wait_until(lambda: redis_cleanup.zcard("{gpu_lock:0}:queue"), description="it waits")
+    time.sleep(1)
+    holder.terminate()
+    assert ended(patient) == ended(looking) == (0, "", "")
+    ended(holder)
 
 
 def test_cron_gives_it_no_home_and_no_terminal(server: RealServer, tmp_path: Path) -> None:

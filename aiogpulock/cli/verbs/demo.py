@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from aiogpulock.cli.options import Seconds
+
 
 @click.command(short_help="Watch processes take turns, and one of them die.")
 @click.option(
@@ -16,7 +18,7 @@ import click
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(1, 3600),
+    type=Seconds(1, 3600),
     default=8,
     show_default=True,
     metavar="S",

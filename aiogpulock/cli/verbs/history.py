@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aiogpulock.cli.options import Target, json_option, target_options
+from aiogpulock.cli.options import GpuId, Target, json_option, target_options
 
 if TYPE_CHECKING:
     from aiogpulock.models import HistoryEvent
 
 
 @click.command(short_help="Show who had a GPU, and how that ended.")
-@click.argument("gpu", default="0")
+@click.argument("gpu", type=GpuId(), metavar="[GPU]", default="0")
 @click.option(
     "-n", "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, metavar="N", help="How many."
 )

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aiogpulock.cli.options import Target, json_option, target_options
+from aiogpulock.cli.options import GpuId, Target, json_option, target_options
 
 if TYPE_CHECKING:
     from aiogpulock.models import LockSnapshot
 
 
 @click.command(short_help="Show who waits for a GPU, and for how long still.")
-@click.argument("gpu", default="0")
+@click.argument("gpu", type=GpuId(), metavar="[GPU]", default="0")
 @json_option
 @target_options
 def command(gpu: str, as_json: bool, target: Target) -> None:

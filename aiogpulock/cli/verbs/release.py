@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aiogpulock.cli.options import Target, target_options
+from aiogpulock.cli.options import GpuId, Target, target_options
 
 if TYPE_CHECKING:
     from aiogpulock.manager import GpuLockManager
 
 
 @click.command(short_help="Take a GPU away from its holder.")
-@click.argument("gpu")
+@click.argument("gpu", type=GpuId(), metavar="GPU")
 @click.option("-f", "--force", is_flag=True, help="Do not ask. Needed where there is no terminal.")
 @click.option("--holder", metavar="ID", help="Only this holder (holder_id in status --json).")
 @click.option("--quarantine", is_flag=True, help="Lift the GPU's quarantine instead.")

@@ -12,7 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from aiogpulock.cli.exits import CONFLICT, NOT_EXECUTABLE, NOT_FOUND
-from aiogpulock.cli.options import Target, target_options
+from aiogpulock.cli.options import WAIT, GpuId, Seconds, Target, target_options
 
 MOST_COMPLETIONS = 500
 _INTERPRETER = re.compile(r"(python|pypy|bash|sh|dash|zsh|perl|ruby|node)[0-9.]*")
@@ -35,8 +35,10 @@ def _complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> l
     short_help="Run a command while holding a GPU: flock(1) for GPUs.",
     context_settings={"allow_interspersed_args": False},
 )
-@click.option("--gpu", metavar="ID", default="0", show_default=True, help="An index, cuda:N, a UUID, or any name.")
-@click.option("-w", "--timeout", type=click.FloatRange(min=0), metavar="S", help="Wait for at most S seconds.")
+@click.option(
+    "--gpu", type=GpuId(), metavar="ID", default="0", show_default=True, help="An index, cuda:N, a UUID, or any name."
+)
+@click.option("-w", "--timeout", type=WAIT, metavar="S", help="Wait for at most S seconds.")
 @click.option("-n", "--nonblock", is_flag=True, help="Do not wait: the same as --timeout 0.")
 @click.option(
     "-E",
@@ -52,7 +54,7 @@ def _complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> l
 @click.option(
     "-k",
     "--kill-after",
-    type=click.FloatRange(0, 3600),
+    type=Seconds(0, 3600),
     default=5.0,
     show_default=True,
     metavar="S",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aiogpulock.cli.options import Target, json_option, target_options
+from aiogpulock.cli.options import GpuId, Target, json_option, target_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("gpus", nargs=-1, metavar="[GPU]...")
+@click.argument("gpus", type=GpuId(), nargs=-1, metavar="[GPU]...")
 @json_option
 @target_options
 def command(gpus: tuple[str, ...], as_json: bool, target: Target) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from aiogpulock.cli.options import Target, target_options
+from aiogpulock.cli.options import Seconds, Target, target_options
 
 
 @click.command()
 @click.option(
     "--interval",
-    type=click.FloatRange(0.2, 3600),
+    type=Seconds(0.2, 3600),
     default=1.0,
     show_default=True,
     metavar="S",

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 import click
 
-from aiogpulock.cli.options import Target, target_options
+from aiogpulock.cli.options import WAIT, GpuId, Target, target_options
 
 
 @click.command(short_help="Wait until nobody holds a GPU.")
-@click.argument("gpu", default="0")
-@click.option(
-    "-w", "--timeout", type=click.FloatRange(min=0), metavar="S", help="For at most S seconds, then 75; 0 only asks."
-)
+@click.argument("gpu", type=GpuId(), metavar="[GPU]", default="0")
+@click.option("-w", "--timeout", type=WAIT, metavar="S", help="For at most S seconds, then 75; 0 only asks.")
 @target_options
 def command(gpu: str, timeout: float | None, target: Target) -> None:
     """Wait until nobody holds a GPU (by default 0).
@@ -27,7 +26,7 @@ def command(gpu: str, timeout: float | None, target: Target) -> None:
     from aiogpulock.cli.session import with_manager
     from aiogpulock.cli.until_free import is_free, until_free
 
-    lock = with_manager(target, lambda manager: until_free(manager, gpu, timeout))
+    lock = with_manager(target, lambda manager: until_free(manager, gpu, None if timeout == math.inf else timeout))
     if not is_free(lock):
         complain(f"gpu {gpu} is not free after {timeout:g} s: {holder_words(lock, lock.age)}")
         sys.exit(CONFLICT)
