@@ -101,9 +101,13 @@ def _mig_enabled(handle: Any) -> bool:
 
 
 def _mig_devices(handle: Any, parent: str) -> Iterator[GpuDevice]:
-    """Those that this process may use: a container has some of them."""
-    with _typed("MIG devices") as nvml:
-        most = nvml.nvmlDeviceGetMaxMigDeviceCount(handle)
+    """Those that this process may use: a container has some of them. If they cannot be listed, one that says why."""
+    try:
+        with _typed("MIG devices") as nvml:
+            most = nvml.nvmlDeviceGetMaxMigDeviceCount(handle)
+    except NvmlError as error:
+        yield GpuDevice("", None, "", parent=parent, fault=str(error))
+        return
     for index in range(most):
         try:
             with _typed(f"MIG device {index}") as nvml:

@@ -66,6 +66,15 @@ async def test_a_mig_device_that_cannot_be_read_does_not_hide_the_others(
     assert fault is None or fault in devices[1].fault
 
 
+async def test_mig_devices_that_cannot_be_listed_hide_no_gpu(sim: Simulation, nvml: Nvml) -> None:
+    sim.add_mig(0, 1)
+    sim.call("mig_max").error = 999
+    first, parts, second = await nvml.devices()
+    assert (first.uuid, first.mig_enabled, second.uuid) == (uuid(0), True, uuid(1))
+    assert (parts.parent, parts.uuid) == (uuid(0), "")
+    assert "999" in parts.fault
+
+
 async def test_one_sick_gpu_does_not_hide_the_others(sim: Simulation, nvml: Nvml) -> None:
     sim.device(0).error = 15
     sick, healthy = await nvml.devices()
