@@ -16,6 +16,7 @@ from aiogpulock.body import Body, raise_loss
 from aiogpulock.caretaker import complaint
 from aiogpulock.config import LockSettings
 from aiogpulock.errors import ConfigError, LeaseLostError, MemoryNotFreedError
+from aiogpulock.gpu.identity import check_spelling
 from aiogpulock.keys import check_gpu_id, clean_task_name, lock_keys
 from aiogpulock.lease import Hold, Lease
 from aiogpulock.leaving import CleanUp, leave, reason_for
@@ -51,6 +52,7 @@ class GpuLock:
         **overrides: Any,
     ) -> None:
         self._gpu_id = check_gpu_id(gpu_id)
+        check_spelling(self._gpu_id)
         if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > HIGHEST_PRIORITY:
             raise ConfigError(f"gpu_lock(priority={priority!r}): must be a whole number from -100 to 100, higher first")
         if task_name is not None and not isinstance(task_name, str):

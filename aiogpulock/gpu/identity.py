@@ -22,7 +22,9 @@ Mode: TypeAlias = Literal["auto", "uuid", "logical"]
 
 _INDEX = re.compile(r"0|[1-9]\d{0,5}")
 _CUDA = re.compile(r"cuda:(0|[1-9]\d{0,5})")
-_UUID_LIKE = re.compile(r"(?:GPU|MIG)-[0-9a-f-]+", re.IGNORECASE)
+_UUID_LIKE = re.compile(r"(?:GPU|MIG)-[0-9a-f][0-9a-f-]*", re.IGNORECASE)
+_MEANT = re.compile(r"\d+|(?i:cuda(:.*)?|gpu:\d*)|(GPU|MIG)-.*|(?i:GPU|MIG)-\w{8}(-\w{4}){3}-\w{12}", re.ASCII)
+"""Whoever writes this means a device, rightly spelled or not."""
 _FULL_UUID = re.compile(r"(?:GPU|MIG)-[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
@@ -184,6 +186,16 @@ def means_a_device(gpu_id: str) -> bool:
     return any(pattern.fullmatch(gpu_id) for pattern in (_INDEX, _CUDA, _UUID_LIKE))
 
 
+def check_spelling(gpu_id: str) -> None:
+    """Raise `InvalidGpuError` for what is meant as a device and means none: as a free name it would exclude nobody."""
+    if _MEANT.fullmatch(gpu_id) and not means_a_device(gpu_id):
+        raise InvalidGpuError(
+            f"gpu_id {gpu_id!r} looks like a device, and is none: write an index as 0, a CUDA device as 'cuda:0', or a "
+            "UUID as nvidia-smi -L prints it ('GPU-' or 'MIG-', then hexadecimal digits). A free name must look "
+            "otherwise, for example 'node-a'"
+        )
+
+
 def _needs_known_uuids(gpu_id: str, devices: Sequence[GpuDevice] | None) -> bool:
     return devices is None and bool(_UUID_LIKE.fullmatch(gpu_id)) and not _FULL_UUID.fullmatch(_canonical(gpu_id))
 
@@ -199,6 +211,7 @@ def locate(
         return _visible_place(int(cuda[1]), devices, visible)
     if _UUID_LIKE.fullmatch(gpu_id):
         return _at_uuid(_canonical(gpu_id), devices, known_uuids)
+    check_spelling(gpu_id)
     return Place()
 
 

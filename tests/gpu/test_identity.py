@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from aiogpulock import gpu_lock
 from aiogpulock.errors import InvalidGpuError
 from aiogpulock.gpu.aliases import Aliases
-from aiogpulock.gpu.identity import Mode, Visible, locate, resolve, visible_places
+from aiogpulock.gpu.identity import Mode, Place, Visible, locate, resolve, visible_places
 from aiogpulock.gpu.numbering import numbered_as_the_host
 from aiogpulock.gpu.records import GpuDevice
 from aiogpulock.redis_client import RedisClient
@@ -49,6 +50,25 @@ async def key(
     return (await resolve(gpu_id, mode=mode, devices=devices, visible=seen, aliases=aliases, whole=whole)).lock_id
 
 
+MISTYPED = ("GPU-5f2g", "GPU-", "MIG-xyz", "cuda:01", "CUDA:0", "cuda:-1", "cuda", "gpu:0", "1000000", "00")
+O_FOR_0 = "gpu-a0000000-0000-4000-8000-00000000000O"
+
+
+@pytest.mark.parametrize("gpu_id", [*MISTYPED, O_FOR_0])
+@pytest.mark.parametrize("devices", [TWO, NO_NVML])
+def test_a_mistyped_device_is_no_free_name(gpu_id: str, devices: Any) -> None:
+    with pytest.raises(InvalidGpuError, match=f"'{gpu_id}' looks like a device, and is none: write an index as 0"):
+        locate(gpu_id, devices, Visible())
+    with pytest.raises(InvalidGpuError, match="looks like a device"):
+        gpu_lock(gpu_id)  # before any connection
+
+
+@pytest.mark.parametrize("gpu_id", ["card0", "gpu0", "gpu-node-a", "gpu:render", "mig-pool", "cuda-0", "0x", "node:0"])
+def test_other_names_are_free(gpu_id: str) -> None:
+    assert locate(gpu_id, TWO, Visible()) == Place()
+    gpu_lock(gpu_id)
+
+
 @pytest.mark.parametrize(
     ("gpu_id", "visible", "expected"),
     [
@@ -63,7 +83,6 @@ async def key(
         (A.upper(), None, A),
         ("GPU-a0000001", None, B),
         ("my-box", None, "my-box"),
-        ("00", None, "00"),
     ],
 )
 async def test_ids_mean_devices(aliases: Aliases, gpu_id: str, visible: str | None, expected: str) -> None:
