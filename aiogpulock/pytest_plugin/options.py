@@ -28,9 +28,9 @@ class Options(NamedTuple):
 def add_options(parser: pytest.Parser) -> None:
     group = parser.getgroup("gpu-lock", "GPU locks for tests (aiogpulock)")
 
-    def add(name: str, metavar: str, help: str, choices: tuple[str, ...] | None = None) -> None:
+    def add(name: str, metavar: str, help: str) -> None:
         text = f"{help} (ini: {_ini(name)})"
-        group.addoption(name, metavar=metavar, default=None, choices=choices, help=text)
+        group.addoption(name, metavar=metavar, default=None, help=text)
         parser.addini(_ini(name), help, default=None)
 
     try:
@@ -45,13 +45,11 @@ def add_options(parser: pytest.Parser) -> None:
             "--gpu-lock-without-gpu",
             "|".join(WITHOUT_GPU),
             "what becomes of a marked test whose GPU is not here: by default skip; run locks the name",
-            WITHOUT_GPU,
         )
         add(
             "--gpu-lock-leaks",
             "|".join(LEAKS),
             "what becomes of a test that keeps GPU memory: by default an error at its teardown",
-            LEAKS,
         )
         group.addoption(
             "--gpu-required",

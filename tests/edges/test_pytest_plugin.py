@@ -313,6 +313,8 @@ def test_a_bad_mark_is_an_error_of_one_line_for_its_test(run: Run, monkeypatch: 
         (["-o", "gpu_lock_max_wait=-1"], "ini key gpu_lock_max_wait: got '-1', expected seconds *"),
         (["--gpu-lock-gpu=no spaces"], "--gpu-lock-gpu: gpu_id 'no spaces' must match *"),
         (["--gpu-lock-redis-url=host:1"], "--gpu-lock-redis-url: got 'host:1', expected redis://*"),
+        (["--gpu-lock-leaks=maybe"], "--gpu-lock-leaks: got 'maybe', expected one of error, warn, ignore"),
+        (["--gpu-lock-without-gpu=maybe"], "--gpu-lock-without-gpu: got 'maybe', expected one of skip, fail, run"),
         (["-o", "gpu_lock_leaks=maybe"], "ini key gpu_lock_leaks: got 'maybe', expected one of error, warn, ignore"),
         (
             ["--gpu-required", "--gpu-lock-without-gpu=run"],
