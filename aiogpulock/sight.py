@@ -30,12 +30,12 @@ class Observer:
         self._scripts = scripts
         self._census = Census(client, namespace)
 
-    async def look(self) -> Sight:
-        """At every lock that is known, and at those that somebody set by hand.
+    async def look(self, pages: int = SCAN_PAGES) -> Sight:
+        """At every lock that is known, and at those that somebody set by hand: `pages` more calls of SCAN at most.
 
         Raises `RedisUnavailableError`, `AuthenticationError`.
         """
-        keys, _ = await self._census.locks(SCAN_PAGES, SCAN_SECONDS)
+        keys, _ = await self._census.locks(pages, SCAN_SECONDS)
         return await self.look_at(keys)
 
     async def look_at(self, keys: list[LockKeys]) -> Sight:

@@ -35,6 +35,9 @@ SHARE = 0.1
 GAP, SETTLE = 0.1, 0.2
 """Seconds between looks while much is heard, and until the second look after a release: the next holder claims."""
 
+SCAN_PAGES = 1
+"""Per look: a look may come ten times a second, and a large keyspace must cost none of them much."""
+
 
 class Feed:
     """The views of one manager's locks, as JSON. `watch` may be called by any number of clients."""
@@ -136,7 +139,7 @@ class Feed:
 
     async def _see(self, follow: Follow) -> View:
         manager = await self._find_manager()
-        sight = await manager.look()
+        sight = await (await manager.started()).overview.observer.look(SCAN_PAGES)
         locks = sight.locks
         await follow(manager, locks)
         if locks:
