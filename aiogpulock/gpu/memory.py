@@ -90,7 +90,8 @@ class MemoryReport(msgspec.Struct, frozen=True, kw_only=True):
     """What is left over the baseline; None: not known."""
     tolerance: int = 0
     baseline: int | None = None
-    """The bytes that `used` is compared with: the holder's own before it began, or the device's."""
+    """The bytes that `used` is compared with: the holder's own before it began (of what was left a little at a time: before
+    the first of these holds), or the device's."""
     used: int | None = None
     samples: tuple[tuple[float, int], ...] = ()
     """(seconds after the release, bytes in use) of each look."""
@@ -293,7 +294,8 @@ def crept(told: MemoryReport, grown: int, holds: int, terms: Terms) -> MemoryRep
     if grown <= terms.tolerance + terms.context:
         return told
     reason = f"the process keeps {_mib(grown)} more than {holds} holds ago: a little was left by each"
-    return msgspec.structs.replace(told, status="not_freed", reason=reason, bytes=grown)
+    least = None if told.used is None else told.used - grown
+    return msgspec.structs.replace(told, status="not_freed", reason=reason, bytes=grown, baseline=least)
 
 
 def in_haste(told: MemoryReport, baseline: Baseline, own: int | None, terms: Terms) -> MemoryReport:

@@ -15,22 +15,23 @@ from aiogpulock.models import Quarantine
 def quarantine_for(
     report: MemoryReport, baseline: Baseline, terms: Terms, task: str, uuid: str, pids: frozenset[int] | None
 ) -> str:
-    """What Redis keeps of a verdict "not freed"."""
+    """What Redis keeps of a verdict "not freed". What crept up before this hold is to come back, too."""
     listed = sorted(pids or ())
     who = f"{task!r} (pid {', '.join(map(str, listed))})" if listed else repr(task)
     own, nobodys = baseline.sample.own, baseline.sample.unattributed
+    crept = max(0, (own or 0) - (own or 0 if report.baseline is None else report.baseline))
     quarantine = Quarantine(
         reason=f"{who} left {(report.bytes or 0) / (1 << 20):.0f} MiB: {report.reason}",
         uuid=uuid,
         task=task,
         processes=tuple((pid, start_time(pid) or 0) for pid in listed) if own is not None else (),
         boot=boot_id(),
-        own_before=(own or 0) + baseline.sample.kins,
+        own_before=(own or 0) - crept + baseline.sample.kins,
         nobodys_before=max(0, nobodys or 0),
-        used_before=baseline.sample.used,
+        used_before=baseline.sample.used - crept,
         version=baseline.version,
         tolerance=terms.tolerance,
-        room=terms.tolerance + (0 if own else terms.context),
+        room=terms.tolerance + (0 if own and not crept else terms.context),
         since=time.time(),
     )
     return msgspec.json.encode(quarantine).decode()

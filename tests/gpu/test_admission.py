@@ -526,6 +526,25 @@ async def test_a_leak_quarantines_the_gpu_until_a_holder_finds_it_free(
         pass
 
 
+async def test_what_crept_up_is_quarantined_until_all_of_it_is_back(
+    gpu_manager: GpuLockManager, sim: Simulation
+) -> None:
+    sim.use(0, 2 * GiB)  # a warm model
+    lock = gpu_manager.lock(0, gpu_memory=asked(policy="quarantine"))
+    for number in range(1, 5):
+        async with lock as lease:
+            sim.use(0, 2 * GiB + number * 250 * MiB)
+    assert lease.memory_report is not None
+    assert lease.memory_report.status == "not_freed"
+    for left in (1000, 780):
+        sim.use(0, 2 * GiB + left * MiB)
+        with pytest.raises(DeviceQuarantinedError, match="a little was left by each"):
+            await lock.acquire()
+    sim.use(0, 2 * GiB + 750 * MiB)  # less than the verdict would be given for
+    async with lock:
+        assert (await snapshot(gpu_manager)).quarantine is None
+
+
 async def test_a_clean_hold_quarantines_nothing(gpu_manager: GpuLockManager, sim: Simulation) -> None:
     async with gpu_manager.lock(0, gpu_memory=asked(policy="quarantine")):
         sim.use(0, GiB)
