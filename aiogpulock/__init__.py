@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from aiogpulock.errors import QueueFullError as QueueFullError
     from aiogpulock.errors import RedisUnavailableError as RedisUnavailableError
     from aiogpulock.errors import ServerTooOldError as ServerTooOldError
-    from aiogpulock.gpu.memory import MemoryReport as MemoryReport
     from aiogpulock.gpu.records import Gpu as Gpu
     from aiogpulock.gpu.records import NvmlError as NvmlError
+    from aiogpulock.gpu.report import MemoryReport as MemoryReport
     from aiogpulock.lease import Lease as Lease
     from aiogpulock.lock import GpuLock as GpuLock
     from aiogpulock.manager import GpuLockManager as GpuLockManager
@@ -58,7 +58,7 @@ _HOMES = {
     "GpuLockManager": "manager",
     "GpuLockMonitor": "monitor",
     "Lease": "lease",
-    "MemoryReport": "gpu.memory",
+    "MemoryReport": "gpu.report",
     "NvmlError": "gpu.records",
     "Settings": "config",
     "gpu_lock": "api",

@@ -15,11 +15,11 @@ from aiogpulock.config import GpuMemorySettings
 from aiogpulock.episode import Before, episode_on, known_episode
 from aiogpulock.errors import GpuLockError, MemoryNotFreedError
 from aiogpulock.foreign import Family
-from aiogpulock.gpu.memory import MemoryReport
 from aiogpulock.gpu.nvml import Nvml
 from aiogpulock.gpu.quarantine import quarantine_for
 from aiogpulock.gpu.reclaim import reclaim
 from aiogpulock.gpu.records import Gpu
+from aiogpulock.gpu.report import MemoryReport
 from aiogpulock.gpu.verify import own_pids, skipped, unverifiable
 from aiogpulock.incidents import Incidents
 from aiogpulock.lease import Hold

@@ -17,9 +17,9 @@ from msgspec import structs
 
 from aiogpulock import clock
 from aiogpulock.foreign import Family
-from aiogpulock.gpu.memory import IDLE_BYTES, Baseline, MemorySample, nothing_drains, sample_of
 from aiogpulock.gpu.nvml import Asked
 from aiogpulock.gpu.records import MemoryReading, NvmlError
+from aiogpulock.gpu.samples import IDLE_BYTES, Baseline, MemorySample, nothing_drains, sample_of
 from aiogpulock.lease import Hold
 
 SECOND_LOOK = 0.250

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from aiogpulock.gpu.memory import MemoryReport
     from aiogpulock.gpu.records import GpuProcess
+    from aiogpulock.gpu.report import MemoryReport
 
 
 class GpuLockError(Exception):

@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple
 from aiogpulock import clock
 from aiogpulock.config import GpuMemorySettings
 from aiogpulock.errors import LeaseLostError
-from aiogpulock.gpu.memory import MemoryReport
 from aiogpulock.gpu.records import Gpu
+from aiogpulock.gpu.report import MemoryReport
 from aiogpulock.keys import LockKeys
 from aiogpulock.models import Held, Released
 from aiogpulock.scripts import LeaseTerms, Terms

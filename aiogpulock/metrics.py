@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from aiogpulock.errors import ConfigError
-from aiogpulock.gpu.memory import Status
+from aiogpulock.gpu.report import Status
 from aiogpulock.health import Survey
 from aiogpulock.manager import GpuLockManager
 from aiogpulock.models import LockSnapshot

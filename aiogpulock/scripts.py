@@ -37,7 +37,7 @@ from aiogpulock.replies import (
 )
 
 if TYPE_CHECKING:
-    from aiogpulock.gpu.memory import MemoryReport
+    from aiogpulock.gpu.report import MemoryReport
 
 SNAPSHOT_WAITERS = 100
 SNAPSHOTS_PER_WRITE = 50

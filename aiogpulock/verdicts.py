@@ -16,8 +16,9 @@ from aiogpulock.config import GpuMemorySettings
 from aiogpulock.episode import SAME_PROCESS, Before, Episode
 from aiogpulock.errands import Errands
 from aiogpulock.errors import GpuLockError
-from aiogpulock.gpu.memory import Baseline, MemoryReport, Terms, crept, in_haste
 from aiogpulock.gpu.records import NvmlError
+from aiogpulock.gpu.report import MemoryReport, crept, in_haste
+from aiogpulock.gpu.samples import Baseline, Terms
 from aiogpulock.gpu.verify import Reader, Verification, skipped, unverifiable
 from aiogpulock.lease import Hold
 from aiogpulock.scripts import Scripts

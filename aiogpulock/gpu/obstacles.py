@@ -6,9 +6,9 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from aiogpulock.gpu.memory import CONTEXT_BYTES, IDLE_BYTES
 from aiogpulock.gpu.quarantine import is_over
 from aiogpulock.gpu.records import MemoryReading, ProcessMemory
+from aiogpulock.gpu.samples import CONTEXT_BYTES, IDLE_BYTES
 from aiogpulock.models import Quarantine
 
 Kind: TypeAlias = Literal["quarantined", "draining", "short", "busy", "unreadable"]

@@ -6,8 +6,9 @@ import time
 
 import msgspec
 
-from aiogpulock.gpu.memory import IDLE_BYTES, Baseline, MemoryReport, Terms
 from aiogpulock.gpu.records import MemoryReading
+from aiogpulock.gpu.report import MemoryReport
+from aiogpulock.gpu.samples import IDLE_BYTES, Baseline, Terms
 from aiogpulock.liveness import boot_id, start_time
 from aiogpulock.models import Quarantine
 

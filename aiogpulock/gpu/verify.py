@@ -11,20 +11,10 @@ from pathlib import Path
 from typing import Protocol
 
 from aiogpulock import clock
-from aiogpulock.gpu.memory import (
-    PASSES,
-    Baseline,
-    Look,
-    MemoryReport,
-    MemorySample,
-    Terms,
-    final,
-    look,
-    report,
-    sample_of,
-    settled,
-)
+from aiogpulock.gpu.memory import PASSES, final, look, settled
 from aiogpulock.gpu.records import MemoryReading, NvmlError
+from aiogpulock.gpu.report import Look, MemoryReport, report
+from aiogpulock.gpu.samples import Baseline, MemorySample, Terms, sample_of
 
 FIRST_PAUSE, GROWTH, LONGEST_PAUSE = 0.010, 1.6, 0.250
 """Seconds between looks: a reclaim takes milliseconds or minutes, and each look takes the driver's lock."""

@@ -19,8 +19,8 @@ from aiogpulock.default import PerLoop
 from aiogpulock.errors import GpuLockError, InvalidGpuError
 from aiogpulock.gpu import nvml
 from aiogpulock.gpu.identity import Visible, locate
-from aiogpulock.gpu.memory import MemoryReport
 from aiogpulock.gpu.records import NvmlError
+from aiogpulock.gpu.report import MemoryReport
 from aiogpulock.lock import GpuLock
 from aiogpulock.manager import GpuLockManager
 from aiogpulock.pytest_plugin.mark import Wish

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiogpulock.gpu.memory import Baseline, Look, MemorySample, Terms, final, look, sample_of, settled
+from aiogpulock.gpu.memory import final, look, settled
 from aiogpulock.gpu.records import MemoryReading, ProcessMemory
+from aiogpulock.gpu.report import Look
+from aiogpulock.gpu.samples import Baseline, MemorySample, Terms, sample_of
 from tests.nvml_sim import GiB, MiB
 
 ME, OTHER, THIRD = 100, 200, 300

@@ -8,10 +8,12 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiogpulock.gpu.memory import CONTEXT_BYTES, IDLE_BYTES, Baseline, MemoryReport, Terms, look, sample_of
+from aiogpulock.gpu.memory import look
 from aiogpulock.gpu.obstacles import Demands, obstacles
 from aiogpulock.gpu.quarantine import is_over, quarantine_for, still_theirs
 from aiogpulock.gpu.records import MemoryReading, ProcessMemory
+from aiogpulock.gpu.report import MemoryReport
+from aiogpulock.gpu.samples import CONTEXT_BYTES, IDLE_BYTES, Baseline, Terms, sample_of
 from aiogpulock.models import Quarantine, quarantine_of
 from tests.nvml_sim import GiB, MiB
 

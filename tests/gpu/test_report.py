@@ -15,8 +15,8 @@ import pytest
 import redis
 
 from aiogpulock import GpuLockManager, Lease, LeaseLostError
-from aiogpulock.gpu.memory import MemoryReport
 from aiogpulock.gpu.nvml import shared
+from aiogpulock.gpu.report import MemoryReport
 from tests.gpu.conftest import no_new_threads
 from tests.gpu.processes import Told
 from tests.helpers import wait_until

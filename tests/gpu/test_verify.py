@@ -14,8 +14,9 @@ import pytest
 from aiogpulock import clock
 from aiogpulock.episode import Before
 from aiogpulock.foreign import Family
-from aiogpulock.gpu.memory import Baseline, MemoryReport, Terms
 from aiogpulock.gpu.nvml import Nvml
+from aiogpulock.gpu.report import MemoryReport
+from aiogpulock.gpu.samples import Baseline, Terms
 from aiogpulock.gpu.verify import Verification, own_pids
 from tests.helpers import wait_until
 from tests.nvml_sim import GiB, MiB, Simulation, uuid
