@@ -18,12 +18,12 @@ PASSES = 2
 """Samples in a row that must agree before memory counts as freed."""
 
 
-def look(baseline: Baseline, sample: MemorySample, terms: Terms) -> Look:
-    """Judge one sample by itself."""
+def look(baseline: Baseline, sample: MemorySample, terms: Terms, earlier: Sequence[MemorySample] = ()) -> Look:
+    """Judge one sample by itself; `earlier`: those after the release that came before it, by which others are known."""
     before, now = baseline.sample.own, sample.own
     told = baseline.sample.tells or sample.tells or sample.used <= IDLE_BYTES  # an empty list proves nothing
     if before is not None and now is not None and told:
-        verdict = _own(before, now, baseline, sample, terms)
+        verdict = _own(before, now, baseline, sample, terms, earlier)
     elif sample.next_holder:
         reason = "next holder active, and NVML gives no figures per process"
         return Look("unverifiable", reason, None, None, None, for_good=True)
@@ -39,16 +39,21 @@ def _has_next_to_nothing(sample: MemorySample, terms: Terms) -> bool:
     return sample.own is not None and sample.own <= terms.tolerance + terms.context
 
 
-def _own(before: int, now: int, baseline: Baseline, sample: MemorySample, terms: Terms) -> Look:
+def _own(
+    before: int, now: int, baseline: Baseline, sample: MemorySample, terms: Terms, earlier: Sequence[MemorySample]
+) -> Look:
     kept, kins = max(0, now - before), _kept_by_kin(baseline, sample)
     left, warm = kept + kins, before > 0
     foreign, orphaned = _foreign(baseline, sample, terms), _orphaned(baseline, sample)
-    if orphaned > terms.tolerance:
+    theirs = total(_ended((baseline.sample, *earlier), sample))
+    if orphaned > theirs + terms.tolerance:
         reason = f"{mib(orphaned)} more than before are in use by no living process"
         return Look("not_freed", reason, left + orphaned, before, now, foreign)
     if left > terms.tolerance + (0 if warm else terms.context):
         keeper = "the process keeps" if kept >= kins else "processes that the holder started keep"
         return Look("not_freed", f"{keeper} {mib(left)} more than before", left, before, now, foreign)
+    if orphaned > terms.tolerance:
+        return _others_drain(orphaned, _ended(earlier, sample), left, before, now, terms)
     if _hidden(baseline, sample, terms):
         reason = "memory of processes that ended before is given back, and whose the rest is, nobody can tell"
         return Look("unverifiable", reason, left, before, now, foreign)
@@ -58,6 +63,17 @@ def _own(before: int, now: int, baseline: Baseline, sample: MemorySample, terms:
         return Look("freed_except_context", "what the process keeps fits a CUDA context", left, before, now)
     reason = "back at what the process had before" if warm else "the process has nothing left on the GPU"
     return Look("freed", reason, left, before, now)
+
+
+def _others_drain(
+    orphaned: int, just_ended: tuple[ProcessMemory, ...], left: int, before: int, now: int, terms: Terms
+) -> Look:
+    """The holder's is back, as far as anybody can tell: processes that have ended had as much as is nobody's now."""
+    if orphaned > total(just_ended) + terms.tolerance:
+        reason = f"{mib(orphaned)} are in use by no living process: whether of others that ended, nobody can tell"
+        return Look("unverifiable", reason, left, before, now)
+    reason = f"the holder's is back, but what others had that have just ended is not: {_pids(just_ended)}"
+    return Look("foreign", reason, left, before, now, just_ended, drains=True)
 
 
 def _whole_device(baseline: Baseline, sample: MemorySample, terms: Terms) -> Look:
@@ -115,6 +131,13 @@ def _foreign(baseline: Baseline, sample: MemorySample, terms: Terms) -> tuple[Pr
     return tuple(one for one in grown if (one.bytes or 0) > terms.tolerance)
 
 
+def _ended(seen: Sequence[MemorySample], sample: MemorySample) -> tuple[ProcessMemory, ...]:
+    """Others that were on the list and are not on this one, each with its last figure: that may still be in use."""
+    there = {process.pid for process in (*sample.kin, *sample.others)}
+    last = {process.pid: process for one in seen for process in one.others}
+    return tuple(process for pid, process in last.items() if pid not in there)
+
+
 _HOLDERS_BACK: tuple[Status, ...] = (*BACK, "foreign")
 _WORSE: tuple[Status, ...] = (*BACK, "unverifiable", "foreign", "not_freed")
 
@@ -122,7 +145,7 @@ _WORSE: tuple[Status, ...] = (*BACK, "unverifiable", "foreign", "not_freed")
 def settled(looks: Sequence[Look]) -> Look | None:
     """The verdict before the time is over: enough looks in a row say that the holder's is back, or that none can."""
     last = looks[-PASSES:]
-    sure = all(one.status in _HOLDERS_BACK for one in last) or all(one.for_good for one in last)
+    sure = all(one.status in _HOLDERS_BACK and not one.drains for one in last) or all(one.for_good for one in last)
     return _worst(last) if len(last) == PASSES and sure else None
 
 

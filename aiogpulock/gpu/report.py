@@ -33,7 +33,7 @@ class MemoryReport(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
     """From the release to the verdict."""
     foreign: tuple[ProcessMemory, ...] = ()
-    """Processes that are neither the holder's nor were there before."""
+    """Processes that are not the holder's, and came, grew, or ended with their memory still in use."""
 
 
 class Look(msgspec.Struct, frozen=True):
@@ -47,6 +47,8 @@ class Look(msgspec.Struct, frozen=True):
     foreign: tuple[ProcessMemory, ...] = ()
     for_good: bool = False
     """Unverifiable, and no later look can change it."""
+    drains: bool = False
+    """Foreign, and it is coming back by itself."""
 
     @property
     def is_back(self) -> bool:

@@ -149,10 +149,10 @@ class Verification:
         reading = await self._nvml.read(self._uuid, processes=self._pids is not None, version=baseline.version)
         kin = self._kin(reading)
         sample = sample_of(reading, self._pids, kin=kin, next_holder=self._next_holder)
-        found = look(baseline, sample, self._terms)
+        found = look(baseline, sample, self._terms, self._samples)
         if not found.is_back and not self._next_holder and await self._granted():
             self._next_holder = True  # asked after the reading: whoever allocated before it was granted by now
             sample = sample_of(reading, self._pids, kin=kin, next_holder=True)
-            found = look(baseline, sample, self._terms)
+            found = look(baseline, sample, self._terms, self._samples)
         self._samples.append(sample)
         return found

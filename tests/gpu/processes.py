@@ -12,6 +12,12 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 
 
+def start_stranger() -> int:
+    """The pid of a living process that somebody else has started; it ends by itself after a minute."""
+    command = "import subprocess; print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL).pid)"
+    return int(subprocess.run([sys.executable, "-c", command], stdout=subprocess.PIPE, check=True).stdout)
+
+
 class Told:
     """A process that answers each line of stdin by one JSON line."""
 

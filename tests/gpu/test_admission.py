@@ -8,7 +8,6 @@ import os
 import pickle
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,7 +26,7 @@ from aiogpulock import (
 )
 from aiogpulock.gpu.records import NvmlError
 from aiogpulock.models import Alert, LockSnapshot, quarantine_of
-from tests.gpu.processes import Told
+from tests.gpu.processes import Told, start_stranger
 from tests.nvml_sim import GiB, MiB, Simulation, uuid
 from tests.unit.support import eventually
 
@@ -47,8 +46,7 @@ async def snapshot(manager: GpuLockManager) -> LockSnapshot:
 @pytest.fixture
 def stranger(sim: Simulation) -> Iterator[int]:
     """A living process that uses 9 GiB of GPU 0, holds no lock, and was started by somebody else."""
-    command = "import subprocess; print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL).pid)"
-    pid = int(subprocess.run([sys.executable, "-c", command], stdout=subprocess.PIPE, check=True).stdout)
+    pid = start_stranger()
     sim.use(0, 9 * GiB, pid=pid)
     yield pid
     os.kill(pid, signal.SIGKILL)

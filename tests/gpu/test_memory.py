@@ -93,6 +93,21 @@ def test_where_memory_of_the_dead_was_given_back_the_rest_of_it_is_nobodys_for_s
     assert settled([one, one]) is None, "it may still come back"
 
 
+def test_memory_of_others_that_ended_is_not_the_holders() -> None:
+    """They exit slowly: off the list at once, and given back later."""
+    ended = sample(9 * GiB, (THIRD, MiB))
+    before, beside = sample(0, (THIRD, MiB)), sample(0, (THIRD, MiB), (OTHER, 9 * GiB))
+    seen = look(baseline(before), ended, TERMS, [beside])
+    assert (seen.status, seen.left, seen.foreign) == ("foreign", 0, (ProcessMemory(OTHER, 9 * GiB),))
+    assert settled([seen, seen]) is None, "it may still come back"
+    assert final([seen, seen]).status == "foreign"
+    assert look(baseline(beside), ended, TERMS).status == "unverifiable", "it may have ended long ago"
+    assert look(baseline(before), ended, TERMS).status == "not_freed", "nobody has seen any others"
+    assert look(baseline(before), sample(10 * GiB, (THIRD, MiB)), TERMS, [beside]).status == "not_freed"
+    leak = look(baseline(before), sample(9 * GiB, (ME, GiB), (THIRD, MiB)), TERMS, [beside])
+    assert (leak.status, leak.left) == ("not_freed", GiB)
+
+
 @pytest.mark.parametrize("draining", [sample(20 * GiB), sample(0, (OTHER, 20 * GiB))])
 def test_a_predecessor_that_drains_at_the_acquire_hides_no_leak(draining: MemorySample) -> None:
     leak = look(baseline(draining, steady=False), sample(0, (ME, GiB)), TERMS)
@@ -187,12 +202,16 @@ def test_freed_is_said_only_after_two_looks_in_a_row_that_say_so(statuses: list[
         assert all(one in BACK for one in statuses[-2:])
 
 
-@given(own=SIZES, left=SIZES, others=SIZES, later=SIZES, draining=SIZES, next_holder=st.booleans())
+@given(
+    own=SIZES, left=SIZES, others=SIZES, later=SIZES, draining=SIZES, ending=st.integers(0, 9), next_holder=st.booleans()
+)  # fmt: skip
 def test_with_own_figures_others_change_no_verdict_on_the_holder(
-    own: int, left: int, others: int, later: int, draining: int, next_holder: bool
+    own: int, left: int, others: int, later: int, draining: int, ending: int, next_holder: bool
 ) -> None:
+    """One of them ends, and what it had is given back little by little, in ninths."""
     before = sample(draining, *([(ME, own)] if own else []), (OTHER, others + MiB))
-    after = sample(0, (ME, own + left + MiB), (THIRD, later + MiB), next_holder=next_holder)
+    nobodys = draining + others * ending // 9
+    after = sample(nobodys, (ME, own + left + MiB), (THIRD, later + MiB), next_holder=next_holder)
     leaked = left + MiB > TERMS.tolerance + (0 if own else TERMS.context)
     assert (status(before, after) == "not_freed") == leaked
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from aiogpulock.gpu.nvml import Nvml
 from aiogpulock.gpu.report import MemoryReport
 from aiogpulock.gpu.samples import Baseline, Terms
 from aiogpulock.gpu.verify import Verification, own_pids
+from tests.gpu.processes import start_stranger
 from tests.helpers import wait_until
 from tests.nvml_sim import GiB, MiB, Simulation, uuid
 
@@ -141,6 +143,25 @@ async def test_of_a_killed_process_the_slow_reclaim_is_waited_for(sim: Simulatio
     report = await verify(nvml, companions, before, Terms())
     assert report.status == "freed"
     assert 0.25 < report.seconds < 3
+
+
+@pytest.mark.parametrize(("ends", "status"), [("before the verdict", "unverifiable"), ("within it", "foreign")])
+async def test_the_slow_exit_of_another_process_is_no_leak(sim: Simulation, nvml: Nvml, ends: str, status: str) -> None:
+    """One that ended before it may have ended long ago, and what is there may be anybody's."""
+    other = start_stranger()
+    sim.use(0, GiB, pid=4242)  # the list has figures
+    sim.use(0, 9 * GiB, pid=other, watched=True)
+    sim.reap(after_ms=60_000)
+    before = await first_look(nvml, ME)
+    sim.use(0, GiB)
+    verdict = asyncio.create_task(verify(nvml, ME, before, Terms(settle_time=0.6)))
+    if ends == "within it":
+        await asyncio.sleep(0.1)
+    os.kill(other, signal.SIGKILL)
+    wait_until(lambda: sim.device(0).unattributed > 0, description="it is off the list")
+    sim.use(0, 0)
+    report = await verdict
+    assert (report.status, report.bytes) == (status, 0)
 
 
 async def test_a_second_look_finds_what_drained_at_the_acquire(sim: Simulation, nvml: Nvml) -> None:
