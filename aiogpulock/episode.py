@@ -252,18 +252,14 @@ class Episode:
 
 
 _episodes: dict[str, Episode] = {}
-_pid = os.getpid()
+os.register_at_fork(after_in_child=_episodes.clear)
 
 
 def known_episode(uuid: str) -> Episode | None:
     """This process on that device, if it was ever looked at."""
-    return _episodes.get(uuid) if _pid == os.getpid() else None
+    return _episodes.get(uuid)
 
 
 def episode_on(uuid: str) -> Episode:
     """This process on that device; a forked child begins anew."""
-    global _pid
-    if _pid != os.getpid():
-        _pid = os.getpid()
-        _episodes.clear()
     return _episodes.setdefault(uuid, Episode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,7 +61,8 @@ def stop() -> None:
 
 def after_fork() -> None:
     """The parent's thread may have been inside: its lock is held by nobody now."""
-    with _typed("fork") as nvml:
+    nvml: Any = sys.modules.get("pynvml")
+    if nvml is not None:
         nvml.libLoadLock = threading.Lock()
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from functools import cache
 from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 from aiogpulock import clock
 from aiogpulock.gpu import _driver
@@ -71,10 +72,11 @@ class Nvml:
     def __init__(self, *, deadline: float = 2.0, init_deadline: float = 10.0, idle: float = 60.0) -> None:
         self._deadline, self._init_deadline, self._idle = deadline, init_deadline, idle
         self.threads_started = 0
-        self._reset()
+        self.forget()
+        _all.add(self)
 
-    def _reset(self) -> None:
-        self._pid = os.getpid()
+    def forget(self) -> None:
+        """Begin anew in a forked child, which has no thread: its parent may have been inside the driver."""
         self._mutex = threading.Lock()
         self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -86,7 +88,7 @@ class Nvml:
     @property
     def wedged(self) -> bool:
         """A call is overdue: the driver is asked nothing more until it comes back."""
-        return self._wedged and self._pid == os.getpid()
+        return self._wedged
 
     async def devices(self) -> tuple[GpuDevice, ...]:
         """Every GPU in the order of NVML's indices, each followed by its MIG devices. Raises `NvmlError`."""
@@ -120,8 +122,6 @@ class Nvml:
 
     def close(self) -> None:
         """Shut NVML down soon; a later call starts it again. Does not wait for the driver."""
-        if self._pid != os.getpid():
-            return
         with self._mutex:
             if self._thread is not None:
                 self._jobs.put(None)
@@ -129,9 +129,6 @@ class Nvml:
     # the caller's side
 
     def _ask(self, what: str, work: Callable[[], T]) -> Asked[T]:
-        if self._pid != os.getpid():
-            self._reset()
-            _driver.after_fork()
         limit = self._deadline if self._ready else self._init_deadline
         return Asked(self, what, self._refuse() if self._wedged else self._submit(work), limit)
 
@@ -228,6 +225,19 @@ class Nvml:
                 return False
             self._thread = None
             return True
+
+
+_all: WeakSet[Nvml] = WeakSet()
+
+
+def _after_fork() -> None:
+    """Before the child has threads: two that ask at once begin with one driver."""
+    _driver.after_fork()
+    for nvml in _all:
+        nvml.forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 @cache

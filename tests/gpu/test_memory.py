@@ -203,7 +203,8 @@ def test_freed_is_said_only_after_two_looks_in_a_row_that_say_so(statuses: list[
 
 
 @given(
-    own=SIZES, left=SIZES, others=SIZES, later=SIZES, draining=SIZES, ending=st.integers(0, 9), next_holder=st.booleans()
+    own=SIZES, left=SIZES, others=SIZES, later=SIZES, draining=SIZES, ending=st.integers(0, 9),
+    next_holder=st.booleans(),
 )  # fmt: skip
 def test_with_own_figures_others_change_no_verdict_on_the_holder(
     own: int, left: int, others: int, later: int, draining: int, ending: int, next_holder: bool

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from aiogpulock.episode import _episodes, episode_on, known_episode
 from aiogpulock.gpu.nvml import Nvml, shared
 from aiogpulock.gpu.records import MemoryReading, NvmlError, ProcessMemory
 from tests.gpu.conftest import no_new_threads
@@ -207,6 +208,22 @@ async def test_a_forked_child_starts_nvml_anew(sim: Simulation, nvml: Nvml) -> N
     await asyncio.to_thread(os.waitpid, child, 0)
     assert sim.call("init").count == 2
     assert nvml.threads_started == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+async def test_a_forked_child_begins_with_nothing_before_its_threads_ask_at_once(sim: Simulation, nvml: Nvml) -> None:
+    """What is forgotten at the first question may be what another thread has just made."""
+    await nvml.read(uuid(0))
+    assert episode_on(uuid(0)) is known_episode(uuid(0))
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(write_end, repr((nvml._thread, known_episode(uuid(0)), list(_episodes))).encode())
+        os._exit(0)
+    os.close(write_end)
+    assert await asyncio.to_thread(os.read, read_end, 100) == b"(None, None, [])"
+    os.close(read_end)
+    await asyncio.to_thread(os.waitpid, child, 0)
 
 
 def test_a_program_ends_although_a_call_hangs(sim: Simulation, driver_folder: Path) -> None:
