@@ -74,7 +74,7 @@ class Before:
     def own(self) -> int | None:
         """Bytes of this process before the hold; None: that is not known by now."""
         first = self._first.answer
-        return self.owed if first is None else self._before_the_hold(first)[0].own
+        return self.owed if first is None else self._before_the_hold(first, IDLE_BYTES)[0].own
 
     async def seen(self, *, twice: bool) -> None:
         """Wait for the look; `twice`: where only the whole device is seen, also for the one that finds what drains."""
@@ -107,20 +107,37 @@ class Before:
     def _baseline(self, first: MemoryReading, tolerance: int) -> Baseline:
         second = self._second.answer if self._second is not None else None
         later = sample_of(second, None) if second is not None else None
-        sample, doubt = self._before_the_hold(first)
+        sample, doubt = self._before_the_hold(first, tolerance)
         steady = nothing_drains(sample, later, tolerance)
         return Baseline(sample, first.version, first.total, steady, doubt)
 
-    def _before_the_hold(self, first: MemoryReading) -> tuple[MemorySample, str]:
+    def _before_the_hold(self, first: MemoryReading, tolerance: int) -> tuple[MemorySample, str]:
         """What was there, and why it may be the body's own already, if nothing else tells what was before it."""
         sample = sample_of(first, self.family.pids, kin=self.family.kin(first))
         late = sample.at > self.held_at and sample.own != 0
-        known = [size for size in (self.owed, self.idle if late else None) if size is not None]
+        known = [
+            size for size in (self.owed, self._idle(first, sample, tolerance) if late else None) if size is not None
+        ]
         if sample.own is None or not known:
             after = f"{(sample.at - self.held_at) * 1000:.1f} ms after the hold began"
             return sample, f"the first look came {after}: what the body had by then is not known" if late else ""
         own = min(sample.own, *known)
-        return structs.replace(sample, own=own, used=sample.used - sample.own + own), ""
+        used = sample.used if first.used_at <= self.held_at else sample.used - sample.own + own
+        return structs.replace(sample, own=own, used=used), ""
+
+    def _idle(self, first: MemoryReading, sample: MemorySample, tolerance: int) -> int | None:
+        """Bytes of this process before the hold, where the list came after it. None: that is not known.
+
+        The device's own figure may be from before it. With no memory to spare there this process had none. If there was
+        more than this process had when it was last idle, it may have loaded something since.
+        """
+        nobodys = sample.unattributed
+        if first.used_at > self.held_at or first.version == 1 or sample.own is None or nobodys is None:
+            return self.idle
+        most = sample.own + nobodys
+        if most <= IDLE_BYTES:
+            return 0
+        return self.idle if self.idle is not None and most <= self.idle + max(tolerance, IDLE_BYTES) else None
 
 
 class Pending(Protocol):

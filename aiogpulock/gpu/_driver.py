@@ -124,6 +124,7 @@ def read(uuid: str, *, processes: bool, version: int | None) -> MemoryReading:
     with _typed(f"device {uuid}") as nvml:
         handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
     memory, seen = _memory(handle, uuid, version)
+    used_at = clock.now()
     listed = _processes(handle) if processes else None
     if not memory.total:  # systems whose GPU shares the host's memory
         raise NvmlError("not_supported", f"NVML memory of {uuid}: the device has no memory of its own")
@@ -135,6 +136,7 @@ def read(uuid: str, *, processes: bool, version: int | None) -> MemoryReading:
         reserved=int(memory.reserved) if seen == 2 else None,
         version=seen,
         processes=listed,
+        used_at=used_at,
     )
 
 

@@ -108,6 +108,8 @@ class MemoryReading(msgspec.Struct, frozen=True):
     version: Literal[1, 2]
     processes: tuple[ProcessMemory, ...] | None
     """None: not asked, or the driver does not tell. An empty list proves nothing."""
+    used_at: float = float("inf")
+    """By `clock.now`: `used` was read by then. The list came after it, some ms later."""
 
     @property
     def free(self) -> int:

@@ -396,6 +396,35 @@ async def test_a_model_loaded_without_the_lock_is_no_leak_of_the_next_hold(
     assert (await report_of(lease)).status == "unverifiable"
 
 
+async def test_a_model_loaded_just_before_the_lock_was_asked_for_is_no_leak_either(
+    gpu_manager: GpuLockManager, sim: Simulation
+) -> None:
+    """The list of processes comes late; what the device had before the hold does not."""
+    async with gpu_manager.lock(0) as clean:
+        pass
+    await report_of(clean)
+    sim.use(0, 4 * GiB)
+    sim.call("compute").delay_ms = 20
+    async with gpu_manager.lock(0, gpu_memory=QUICK) as lease:
+        await asyncio.sleep(0.1)
+    assert (await report_of(lease)).status == "unverifiable"
+    async with gpu_manager.lock(0, gpu_memory=QUICK) as leaky:
+        sim.use(0, 5 * GiB)
+    report = await report_of(leaky)
+    assert (report.status, report.bytes) == ("not_freed", GiB)
+
+
+async def test_on_an_idle_gpu_the_first_hold_of_a_process_is_judged_too(
+    gpu_manager: GpuLockManager, sim: Simulation
+) -> None:
+    sim.call("compute").delay_ms = 100
+    async with gpu_manager.lock(0, gpu_memory=QUICK) as lease:
+        await asyncio.sleep(0)
+        sim.use(0, GiB)
+    report = await report_of(lease)
+    assert (report.status, report.bytes) == ("not_freed", GiB)
+
+
 async def test_a_look_that_fails_forgets_nothing_of_a_lost_hold(gpu_manager: GpuLockManager, sim: Simulation) -> None:
     lost = await gpu_manager.lock(0).acquire()
     await asyncio.sleep(0.05)
