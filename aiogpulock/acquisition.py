@@ -20,8 +20,8 @@ from aiogpulock.errors import (
 from aiogpulock.keys import LockKeys
 from aiogpulock.lease import Hold, HoldTerms
 from aiogpulock.leaving import finish
-from aiogpulock.models import LOSS_REASONS, Finished, Held, Refused, Request, Stale, Waiting
-from aiogpulock.replies import AcquireReply, parse_process
+from aiogpulock.models import LOSS_REASONS, Request
+from aiogpulock.replies import AcquireReply, Finished, Held, Refused, Stale, Waiting, parse_process
 from aiogpulock.scripts import LeaseTerms, Terms
 from aiogpulock.waiting import Pace, Waiter
 

@@ -10,7 +10,8 @@ from typing import ClassVar
 from aiogpulock import clock
 from aiogpulock.errors import AuthenticationError, GpuLockError, RedisUnavailableError
 from aiogpulock.lease import Hold
-from aiogpulock.models import LOSS_REASONS, Beat
+from aiogpulock.models import LOSS_REASONS
+from aiogpulock.replies import Beat
 from aiogpulock.scripts import Scripts
 
 logger = logging.getLogger(__name__)

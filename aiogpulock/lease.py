@@ -17,7 +17,7 @@ from aiogpulock.errors import LeaseLostError
 from aiogpulock.gpu.records import Gpu
 from aiogpulock.gpu.report import MemoryReport
 from aiogpulock.keys import LockKeys
-from aiogpulock.models import Held, Released
+from aiogpulock.replies import Held, Released
 from aiogpulock.scripts import LeaseTerms, Terms
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ import anyio
 from aiogpulock import clock
 from aiogpulock.errors import GpuLockError, ProtocolError
 from aiogpulock.lease import Hold
-from aiogpulock.models import Released, quarantine_of
+from aiogpulock.models import quarantine_of
+from aiogpulock.replies import Released
 from aiogpulock.scripts import Scripts
 
 if TYPE_CHECKING:

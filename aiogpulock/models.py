@@ -1,4 +1,4 @@
-"""Records that travel between the parts: what the scripts answer, who a process is, what a lock looks like."""
+"""Records that travel between the parts: who a process is, what a lock looks like, what happened to it."""
 
 from __future__ import annotations
 
@@ -63,90 +63,6 @@ class Request(NamedTuple):
     may_wait: bool
     task: str
     process: bytes
-
-
-class Held(NamedTuple):
-    """The lease has begun."""
-
-    token: int
-    dirty: bool
-    """The last holder died: what it started may still compute."""
-    waited: float
-    """Seconds since the waiter arrived, on the server's clock."""
-    quarantine: str = ""
-    """What is quarantined, each device as a line of JSON (`quarantines_of`); empty: nothing."""
-
-
-class Waiting(NamedTuple):
-    """The waiter has a seat in the queue."""
-
-    position: int
-    """Starts at 1."""
-    arrival_us: int
-    enqueued: bool
-    """The seat was made by this call."""
-    recheck_in: float | None
-    """Seconds until the holder's deadline, a foreign value's expiry, or the end of the restart grace."""
-    value: str
-    holder_id: str
-    """Empty: nobody, or a foreign value."""
-    holder_phase: str
-    holder_process: bytes
-    inbox_has_receiver: bool
-    more: bool
-    """Ask again at once: the grant looked at many dead seats and has not reached the end."""
-    waiters: int
-
-    @property
-    def foreign(self) -> bool:
-        """An older program holds the lock: it sends no message that we know."""
-        return bool(self.value) and not self.holder_id
-
-
-class Refused(NamedTuple):
-    """The lock is busy (`max_wait_time` 0) or the queue is full."""
-
-    kind: Literal["busy", "full"]
-    waiters: int
-    value: str
-
-
-class Finished(NamedTuple):
-    """This id has ended; nothing brings it back."""
-
-    outcome: Outcome
-
-
-class Stale(NamedTuple):
-    """The grant that the claim names is not the one that Redis gave."""
-
-
-class Beat(NamedTuple):
-    """Answer to a heartbeat or a re-assertion."""
-
-    status: Literal["renewed", "missing", "other", "done"]
-    detail: str
-    """The current value (other), or the outcome (done)."""
-
-
-class Released(NamedTuple):
-    """Answer to a release. `ok`: this call, or an earlier one that was repeated, released the lock."""
-
-    ok: bool
-    more: bool
-    detail: str
-    """If not ok: the current value, or the outcome that came before."""
-
-
-class Swept(NamedTuple):
-    """Answer to a sweep of the queue."""
-
-    seats: int
-    """Dead ones that were removed."""
-    changed: bool
-    """Something was removed: a seat, or records of waiters without one."""
-    more: bool
-    """Sweep again."""
 
 
 class Quarantine(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,20 +13,14 @@ import msgspec
 
 from aiogpulock.errors import ProtocolError
 from aiogpulock.keys import LockKeys
-from aiogpulock.models import (
-    Alert,
-    Beat,
-    LockSnapshot,
-    Quarantine,
-    Released,
-    Request,
-    Swept,
-    quarantines_of,
-)
+from aiogpulock.models import Alert, LockSnapshot, Quarantine, Request, quarantines_of
 from aiogpulock.raw_text import bytes_of
 from aiogpulock.redis_client import RedisClient, ScriptMissingError
 from aiogpulock.replies import (
     AcquireReply,
+    Beat,
+    Released,
+    Swept,
     beat_or_error,
     checked,
     parse_acquire,

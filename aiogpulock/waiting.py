@@ -15,8 +15,8 @@ from functools import lru_cache
 from typing import ClassVar, Literal, NamedTuple
 
 from aiogpulock.liveness import ProcessWatch
-from aiogpulock.models import ProcessInfo, Waiting
-from aiogpulock.replies import parse_process
+from aiogpulock.models import ProcessInfo
+from aiogpulock.replies import Waiting, parse_process
 from aiogpulock.wakeups import Grant, Watch
 
 _parse_process = lru_cache(maxsize=256)(parse_process)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from aiogpulock.liveness import ProcessWatch
-from aiogpulock.models import Waiting
+from aiogpulock.replies import Waiting
 from aiogpulock.waiting import Pace, Waiter, WaitingRoom
 from aiogpulock.wakeups import Grant, Watch
 from tests.unit.support import eventually
