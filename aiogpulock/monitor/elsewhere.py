@@ -8,7 +8,7 @@ from typing import cast, get_args
 
 import msgspec
 
-from aiogpulock.errors import AuthenticationError
+from aiogpulock.errors import AuthenticationError, ProtocolError
 from aiogpulock.history import read_since
 from aiogpulock.keys import LockKeys, lock_keys
 from aiogpulock.models import Alert, AlertLevel, CriticalFailure, HistoryEvent, LockSnapshot
@@ -58,10 +58,13 @@ class Elsewhere:
     async def _read(self, client: RedisClient, keys: LockKeys, since: float) -> list[HistoryEvent]:
         try:
             return await read_since(client, keys, since)
-        except AuthenticationError as error:
+        except (AuthenticationError, ProtocolError) as error:  # a right is missing, or something else has the key
             if not self._refused:
                 self._refused = True
-                logger.warning("alerts of other processes cannot be read: add +xrange to the user's ACL (%s)", error)
+                text = (
+                    "alerts of other processes cannot be read: add +xrange to the user's ACL, or see what is in %s (%s)"
+                )
+                logger.warning(text, keys.events, error)
             return []
 
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from aiogpulock.default import FindManager
-from aiogpulock.errors import RedisUnavailableError
+from aiogpulock.errors import AuthenticationError, ProtocolError, RedisUnavailableError
 from aiogpulock.metrics import CONTENT_TYPE, render_metrics
 from aiogpulock.models import LockSnapshot, for_outside
 from aiogpulock.sight import Sight
@@ -99,15 +99,22 @@ class Endpoints:
         return json_response({"server": manager.server, "timestamp": time.time(), **body})
 
     async def history(self, request: Request) -> Response:
-        """The last events of one lock, or of all, newest first."""
+        """The last events of one lock, or of all, newest first; and why those of another cannot be read."""
         limit = _limit(request.query_params.get("limit", "100"))
         manager = await self._find_manager()
         sight = await manager.look()
         wanted = request.query_params.getlist("gpu_id")
         locks = [_known(gpu_id, sight) for gpu_id in wanted] if wanted else sight.locks
-        events = [event for lock in locks for event in await manager.history(lock, limit=limit)]
+        events, unreadable = [], {}
+        for lock in locks:
+            try:
+                events += await manager.history(lock, limit=limit)
+            except (AuthenticationError, ProtocolError) as error:
+                if isinstance(lock, str) or wanted:
+                    raise
+                unreadable[lock.gpu_id] = str(error)  # one damaged key hides no other lock
         events.sort(key=lambda event: event.at, reverse=True)
-        return json_response({"timestamp": time.time(), "events": events[:limit]})
+        return json_response({"timestamp": time.time(), "events": events[:limit], "unreadable": unreadable})
 
     async def release(self, request: Request) -> Response:
         """Force-release one lock, if it still has the holder that the operator means."""

@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 import msgspec
 
 from aiogpulock.default import FindManager
-from aiogpulock.errors import GpuLockError
+from aiogpulock.errors import AuthenticationError, GpuLockError, ProtocolError
 from aiogpulock.gpu.nvml import Nvml, shared
 from aiogpulock.gpu.records import NvmlError
 from aiogpulock.keys import inbox_channel, lock_keys
@@ -144,8 +144,7 @@ class Feed:
         await follow(manager, locks)
         if locks:
             self._ahead = locks[-1].at - time.time()
-        self._histories = {lock.gpu_id: await self._history(manager, lock) for lock in locks}
-        histories = {gpu_id: events for gpu_id, (_, events) in self._histories.items()}
+        histories, unread = await self._read_histories(manager, locks)
         devices, missing = await self._devices(manager.settings.gpu_lock.gpu_memory.nvml == "off")
         return msgspec.structs.replace(
             self._view,
@@ -153,10 +152,22 @@ class Feed:
             namespace=manager.namespace,
             nvml=missing,
             error="",
+            unread=unread,
             gpus=gpus_of(sight, histories, devices),
             events=recent_events(histories),
             holds=hold_points(histories),
         )
+
+    async def _read_histories(self, manager: GpuLockManager, locks: Sequence[LockSnapshot]) -> tuple[Histories, str]:
+        """Those that can be read, and why another cannot: a right may be missing, or its key be something else."""
+        read, unread = {}, ""
+        for lock in locks:
+            try:
+                read[lock.gpu_id] = await self._history(manager, lock)
+            except (AuthenticationError, ProtocolError) as error:
+                unread = str(error)
+        self._histories = read
+        return {gpu_id: events for gpu_id, (_, events) in read.items()}, unread
 
     async def _history(self, manager: GpuLockManager, lock: LockSnapshot) -> tuple[object, Sequence[HistoryEvent]]:
         """Read only where something happened: every event leaves a trace in the counters or in the holder."""
@@ -195,6 +206,8 @@ def _version() -> str:
         return ""
 
 
+Histories = dict[str, Sequence[HistoryEvent]]
+"""By lock, newest first."""
 Follow = Callable[[GpuLockManager, Sequence[LockSnapshot]], Awaitable[None]]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Literal
 
 import msgspec
@@ -17,8 +18,10 @@ from aiogpulock.models import HistoryEvent, LockSnapshot, WaiterSnapshot
 from aiogpulock.sight import Sight
 from aiogpulock.zombies import find_zombies
 
-EVENTS, HOLDS = 30, 300
-"""How many of the last events, and of the last holds, the page gets."""
+EVENTS, NOTABLE = 30, 10
+"""How many events the page gets; so many of them may be older ones that are no ordinary end of a hold."""
+HOLDS, LEAST_HOLDS = 300, 20
+"""How many of the last holds the page gets, and how many of each lock, however many locks there are."""
 
 State = Literal["free", "granted", "held", "draining", "foreign", "unreadable"]
 
@@ -101,6 +104,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     """Why NVML tells nothing; empty if it does."""
     error: str = ""
     """Why the rest may be old; empty: it is not."""
+    unread: str = ""
+    """Why the history of a lock is not shown; empty: all are."""
     gpus: tuple[Gpu, ...] = ()
     events: tuple[HistoryEvent, ...] = ()
     holds: tuple[HoldPoint, ...] = ()
@@ -119,28 +124,38 @@ def gpus_of(
 
 
 def recent_events(histories: Mapping[str, Sequence[HistoryEvent]]) -> tuple[HistoryEvent, ...]:
-    """Newest first."""
-    merged = [event for events in histories.values() for event in events[:EVENTS]]
-    return tuple(sorted(merged, key=lambda event: event.at, reverse=True)[:EVENTS])
+    """Newest first. A busy lock pushes nothing out that somebody must see."""
+    merged = sorted((e for events in histories.values() for e in events), key=lambda event: event.at, reverse=True)
+    notable = [event for event in merged if not _ordinary(event)][:NOTABLE]
+    newest = [event for event in merged if event not in notable][: EVENTS - len(notable)]
+    return tuple(sorted(notable + newest, key=lambda event: event.at, reverse=True))
+
+
+def _ordinary(event: HistoryEvent) -> bool:
+    if event.event == "memory":
+        return event.details.get("status") != "not_freed"
+    return event.event in ("released", "withdrawn")
 
 
 def hold_points(histories: Mapping[str, Sequence[HistoryEvent]]) -> tuple[HoldPoint, ...]:
-    """Oldest first."""
-    points = [
-        HoldPoint(event.at, event.gpu_id, event.wait, event.hold, event.event, event.task_name)
-        for events in histories.values()
-        for event in events
-        if event.fencing_token and event.event in ("released", "reaped", "forced")
-    ]
-    return tuple(sorted(points, key=lambda point: point.at)[-HOLDS:])
+    """Oldest first. Each lock has its share: the page also shows one alone."""
+    share = max(LEAST_HOLDS, HOLDS // max(1, len(histories)))
+    points = [point for events in histories.values() for point in islice(_points(events), share)]
+    return tuple(sorted(points, key=lambda point: point.at))
 
 
-def _place(gpu: Gpu) -> tuple[int, str]:
-    """GPUs by their number on this host, then everything else by name."""
+def _points(events: Sequence[HistoryEvent]) -> Iterator[HoldPoint]:
+    for event in events:
+        if event.fencing_token and event.event in ("released", "reaped", "forced"):
+            yield HoldPoint(event.at, event.gpu_id, event.wait, event.hold, event.event, event.task_name)
+
+
+def _place(gpu: Gpu) -> tuple[bool, int, str]:
+    """What needs attention; then GPUs by their number on this host, then everything else by name."""
     number = gpu.device.index if gpu.device else None
     if number is None and gpu.id.isdecimal():
         number = int(gpu.id)
-    return (number if number is not None else sys.maxsize, gpu.id)
+    return (not gpu.note, number if number is not None else sys.maxsize, gpu.id)
 
 
 def _gpu(lock: LockSnapshot, events: Sequence[HistoryEvent], device: Device | None) -> Gpu:

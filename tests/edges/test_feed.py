@@ -11,8 +11,11 @@ import pytest
 import redis
 
 from aiogpulock import GpuLockManager
+from aiogpulock.models import HistoryEvent
 from aiogpulock.web import create_app, feed
 from aiogpulock.web.feed import Feed
+from aiogpulock.web.view import EVENTS, HOLDS, LEAST_HOLDS, hold_points, recent_events
+from tests.acl import LEAST_PRIVILEGES
 from tests.edges.browser import served
 from tests.servers import RealServer
 from tests.unit.support import eventually, held_elsewhere
@@ -103,6 +106,50 @@ async def test_what_is_gone_is_neither_remembered_nor_listened_for(
         assert list(watched._histories) == ["0"]
     await watched.close()
     redis_cleanup.delete("gpu_lock:0")
+
+
+async def test_a_history_that_cannot_be_read_hides_no_lock(manager: GpuLockManager, redis_cleanup: redis.Redis) -> None:
+    async with manager.lock(1):
+        pass
+    async with held_elsewhere(manager, task_name="asr"):
+        redis_cleanup.set("{gpu_lock:0}:events", "oops", px=60_000)
+        watched = feed_of(manager)
+        async with aclosing(watched.watch()) as views:
+            view = json.loads(await anext(views))
+        await watched.close()
+        assert (view["error"], [gpu["state"] for gpu in view["gpus"]]) == ("", ["held", "free"])
+        assert "WRONGTYPE" in view["unread"]
+        assert [event["gpu_id"] for event in view["events"]] == ["1"]
+        redis_cleanup.delete("{gpu_lock:0}:events")
+
+
+async def test_without_the_right_to_read_histories_the_locks_are_shown(own_server: RealServer) -> None:
+    with own_server.client() as client:
+        client.execute_command("ACL", "SETUSER", "gpu", "on", ">pw", *LEAST_PRIVILEGES.split())
+    async with GpuLockManager(own_server.tcp_url.replace("//", "//gpu:pw@"), restart_grace=0) as manager:
+        watched = feed_of(manager)
+        async with held_elsewhere(manager), aclosing(watched.watch()) as views:
+            view = json.loads(await anext(views))
+        await watched.close()
+    assert (view["error"], [gpu["state"] for gpu in view["gpus"]]) == ("", ["held"])
+    assert "xrevrange" in view["unread"]
+
+
+def _event(gpu_id: str, at: float, what: str = "released") -> HistoryEvent:
+    texts = {"task_name": "", "holder_id": "x", "reason": "", "actor": ""}
+    return HistoryEvent(gpu_id=gpu_id, at=at, event=what, fencing_token=1, wait=0.0, hold=1.0, details={}, **texts)
+
+
+def test_a_busy_lock_pushes_neither_a_quiet_one_s_holds_nor_what_is_notable_out() -> None:
+    busy = [_event("0", 10_000 - step) for step in range(500)] + [_event("0", 1.0, "reaped")]
+    histories = {"0": busy, "1": [_event("1", 2.0)]}
+    assert {point.gpu for point in hold_points(histories)} == {"0", "1"}
+    assert len(hold_points(histories)) == HOLDS // 2 + 1
+    events = recent_events(histories)
+    assert len(events) == EVENTS
+    assert [event.event for event in events[-2:]] == ["released", "reaped"]
+    many = {str(gpu): [_event(str(gpu), step) for step in range(500)] for gpu in range(100)}
+    assert len(hold_points(many)) == 100 * LEAST_HOLDS
 
 
 async def test_it_starts_without_redis_and_finds_it_later(own_server: RealServer) -> None:

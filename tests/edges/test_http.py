@@ -126,7 +126,9 @@ async def test_a_lock_of_a_newer_version_hides_no_other(
     redis_cleanup.delete("gpu_lock:1", "{gpu_lock:1}:holder")
 
 
-async def test_history_is_newest_first_of_one_lock_or_of_all(manager: GpuLockManager, http: httpx.AsyncClient) -> None:
+async def test_history_is_newest_first_of_one_lock_or_of_all(
+    manager: GpuLockManager, http: httpx.AsyncClient, redis_cleanup: redis.Redis
+) -> None:
     for gpu_id, task in ((0, "first"), (1, "second"), (0, "third")):
         async with manager.lock(gpu_id, task_name=task):
             await asyncio.sleep(0.002)  # events are a millisecond apart at least
@@ -138,6 +140,10 @@ async def test_history_is_newest_first_of_one_lock_or_of_all(manager: GpuLockMan
     assert await tasks() == ["third", "second", "first"]
     assert await tasks(gpu_id=0) == ["third", "first"]
     assert await tasks(limit=2) == ["third", "second"]
+    redis_cleanup.set("{gpu_lock:1}:events", "oops", px=60_000)
+    assert await tasks() == ["third", "first"]
+    assert list((await http.get("/gpu-lock/history")).json()["unreadable"]) == ["1"]
+    assert (await http.get("/gpu-lock/history?gpu_id=1")).status_code == 502
 
 
 @pytest.mark.parametrize(

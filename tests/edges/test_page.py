@@ -80,6 +80,46 @@ async def test_names_that_are_markup_are_shown_as_text(manager: GpuLockManager, 
         assert await browser.leave() == []
 
 
+async def test_a_long_queue_opens_and_the_page_goes_on(manager: GpuLockManager, browser: Browser) -> None:
+    names = [f"w{place}" for place in range(1, 8)]
+    async with served(create_app(manager)) as url, held_elsewhere(manager), waiting_elsewhere(manager, *names):
+        await browser.open(url)
+        await browser.until_text(".gpu .more", "and 3 more")
+        assert await browser.texts(".gpu li .task") == names[:4]
+        await browser.type(".gpu .more", Keys.ENTER)
+        await browser.until_text(".gpu .more", "show fewer")
+        assert await browser.texts(".gpu li .task") == names
+        async with manager.lock("1", task_name="later"):
+            await browser.until_text(".gpu:last-child .who .task", "later")
+        await browser.type(".gpu .more", Keys.ENTER)
+        await browser.until_text(".gpu .more", "and 3 more")
+        assert await browser.leave() == []
+
+
+async def test_an_error_of_the_page_s_own_is_no_silence(manager: GpuLockManager, browser: Browser) -> None:
+    async with served(create_app(manager)) as url:
+        await browser.open(url)
+        await browser.until_text("#connection", "live")
+        await browser.run("setTimeout(() => { throw new Error('planted') })")
+        await browser.until_text("#trouble", "This page has failed")
+        await browser.leave()
+
+
+async def test_what_needs_attention_is_counted_first(
+    manager: GpuLockManager, browser: Browser, redis_cleanup: redis.Redis
+) -> None:
+    redis_cleanup.set("gpu_lock:7", "locked_by_x")  # without expiry
+    async with served(create_app(manager)) as url, held_elsewhere(manager):
+        async with manager.lock(1):
+            pass
+        await browser.open(url)
+        await browser.until_text("#totals", "1 held · 1 free · 0 waiting")
+        assert await browser.text("#alarm") == "1 needs attention"
+        assert await browser.run("return document.title") == "1 needs attention, 1 held, 0 waiting · GPU locks"
+        assert await browser.texts(".gpu .state") == ["needs attention", "held", "free"]
+    redis_cleanup.delete("gpu_lock:7")
+
+
 async def test_nothing_is_there_yet(manager: GpuLockManager, browser: Browser) -> None:
     async with served(create_app(manager)) as url:
         await browser.open(url)
@@ -176,9 +216,10 @@ async def test_an_operator_releases_with_the_keyboard(manager: GpuLockManager, b
         await browser.until_text(".gpu .who .task", "stuck")
         await browser.type(".gpu .release", Keys.ENTER)
         assert "GPU 0 is held by stuck" in await browser.text("#release-what")
-        await browser.type("#release", Keys.ESCAPE)
+        await browser.type("#release [name=token]", "of the last one", Keys.ESCAPE)
         assert not await browser.run("return document.querySelector('#release').open")
         await browser.type(".gpu .release", Keys.ENTER)
+        assert await browser.run("return document.querySelector('#release [name=token]').value") == ""
         await browser.type("#release [name=token]", "wrong", Keys.ENTER)
         await browser.until_text("#release-problem", "not the token")
         lease.check()

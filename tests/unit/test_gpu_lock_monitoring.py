@@ -582,6 +582,21 @@ async def test_alerts_of_other_processes_are_told_once_and_old_ones_never(
     assert (await monitor.round()).told == ()
 
 
+async def test_a_history_that_is_something_else_mutes_no_other_lock(
+    manager: GpuLockManager, redis_cleanup: redis.Redis
+) -> None:
+    redis_cleanup.zadd("{gpu_lock}:index", {"0": 1, "1": 1})
+    redis_cleanup.expire("{gpu_lock}:index", 60)
+    monitor = GpuLockMonitor(manager)
+    await monitor.round()
+    for gpu_id in ("0", "1"):
+        RawLock(redis_cleanup, gpu_id).call("note", "id", "loop_stalled", "warning", "asr", "h", "host:1", "it did", "")
+    redis_cleanup.set("{gpu_lock:0}:events", "oops", px=60_000)
+    await asyncio.sleep(0.005)
+    seen = await monitor.round()
+    assert (seen.error, [alert.lock_key for alert in seen.told]) == ("", ["gpu_lock:1"])
+
+
 async def test_of_several_monitors_one_speaks_and_another_takes_over(
     redis_url: str, redis_cleanup: redis.Redis
 ) -> None:

@@ -124,6 +124,12 @@ export function gpuPanel(first, now, onRelease) {
   return panel;
 }
 
+// The server lists the first hundred.
+function unlisted(gpu) {
+  const rest = gpu.waiters - gpu.queue.length;
+  return rest > 0 ? `show fewer (${rest} are not listed)` : "show fewer";
+}
+
 function factsOf(gpu, left) {
   if (gpu.state === "foreign") return "set by another program: no lease, no queue";
   const parts = [where(gpu.holder)];

@@ -23,6 +23,13 @@ const now = () => Date.now() / 1000 + ahead;
 
 const nameOf = (id) => gpuName(view.gpus.find((gpu) => gpu.id === id) ?? { id });
 
+// An error of ours would leave a page that stands still and says "live".
+addEventListener("error", ({ message }) => {
+  document.body.toggleAttribute("data-stale", true);
+  setText(at("trouble"), `This page has failed: ${message}. Reload it; the same is at gpu-lock/status.`);
+  show(at("trouble"), true);
+});
+
 follow("events", {
   onClock(time) { ahead = time - Date.now() / 1000; },
   onView(next) { view = next; render(); },
@@ -53,11 +60,14 @@ function render() {
 }
 
 function renderTotals(gpus) {
-  const free = gpus.filter((gpu) => gpu.state === "free").length;
+  const sick = gpus.filter((gpu) => gpu.note !== "").length;
+  const free = gpus.filter((gpu) => gpu.note === "" && gpu.state === "free").length;
   const waiting = gpus.reduce((sum, gpu) => sum + gpu.waiters, 0);
-  const held = gpus.length - free;
-  setText(at("totals"), gpus.length ? `${held} held · ${free} free · ${waiting} waiting` : "");
-  document.title = gpus.length ? `${held} held, ${waiting} waiting · GPU locks` : "GPU locks";
+  const alarm = sick ? [plural(sick, "needs attention", "need attention")] : [];
+  const figures = [`${gpus.length - free - sick} held`, `${free} free`, `${waiting} waiting`];
+  setText(at("alarm"), alarm.join());
+  setText(at("totals"), gpus.length ? figures.join(" · ") : "");
+  document.title = gpus.length ? `${[...alarm, figures[0], figures[2]].join(", ")} · GPU locks` : "GPU locks";
 }
 
 function renderChoice(gpus) {
@@ -91,7 +101,9 @@ function renderEvents() {
   keyed(at("events").tBodies[0], rows, (event) => event.key,
     (event) => eventRow(event, nameOf, now));
   show(at("events"), rows.length > 0);
-  show(at("no-events"), rows.length === 0);
+  show(at("no-events"), rows.length === 0 && view.unread === "");
+  show(at("unread"), view.unread !== "");
+  setText(at("unread"), view.unread === "" ? "" : `Not every history can be read: ${view.unread}`);
 }
 
 function renderAbout() {

@@ -19,6 +19,7 @@ export function releaseDialog(dialog) {
 
   return (chosen) => {
     gpu = chosen;
+    form.reset(); // the last one's reason is none for this one
     const place = where(gpu.holder);
     setText(dialog.querySelector("#release-what"),
       `${gpuName(gpu)} is held by ${gpu.holder.task || "unnamed"}${place ? ` (${place})` : ""}.`);
