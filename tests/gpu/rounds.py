@@ -21,10 +21,11 @@ async def hold_once(manager: GpuLockManager, host: str) -> dict[str, object]:
     parts = manager.parts
     aliases = Aliases(parts.client.execute_many, manager.namespace, host)
     parts.finder = Finder(shared(), aliases, 5.0, connected=lambda: parts.inbox.healthy, later=parts.errands.add)
+    asked = clock.now()
     async with manager.lock(0) as lease:
         begun = clock.now()
         await asyncio.sleep(0.002)
-        return {"key": lease.key, "from": begun, "to": clock.now()}
+        return {"key": lease.key, "asked": asked, "from": begun, "to": clock.now()}
 
 
 async def main(url: str) -> None:
