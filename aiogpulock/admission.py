@@ -19,7 +19,9 @@ from aiogpulock.caretaker import STRICT
 from aiogpulock.config import GpuMemorySettings
 from aiogpulock.errors import ConfigError, DeviceBusyError, DeviceQuarantinedError, GpuLockError
 from aiogpulock.foreign import family, named
+from aiogpulock.gpu.finder import DRIVER_STARTS
 from aiogpulock.gpu.memory import PASSES
+from aiogpulock.gpu.nvml import Nvml
 from aiogpulock.gpu.obstacles import Demands, Kind, Obstacle, gib, obstacles
 from aiogpulock.gpu.quarantine import still_theirs
 from aiogpulock.gpu.records import Gpu, NvmlError
@@ -36,30 +38,38 @@ logger = logging.getLogger(__name__)
 CANNOT_LOOK = ("no_nvml", "not_found", "not_supported")
 """At the first look these say that nobody can; what else a driver answers may be otherwise a moment later."""
 
+LOOK_AT_LEAST, LOOK_AT_MOST = 0.5, 60.0
+"""Seconds for one look, beside what is left of the wait: it takes milliseconds, and a second one may come later. The
+driver itself gives up sooner than the most."""
+
 _blind: set[str] = set()
 """Locks that this process holds without a look, and has said so."""
 
 
-async def admitted(manager: GpuLockManager, wish: Wish) -> Hold:
-    """Acquire, with the GPU's memory looked after.
+async def admitted(manager: GpuLockManager, wish: Wish, begun: float) -> Hold:
+    """Acquire, with the GPU's memory looked after. `begun`: when the wait began, by `clock.now`.
+
+    What the driver takes before the queue counts for half of `max_wait_time` at most: the rest is for the queue.
 
     Raises `ConfigError` for a `require_free` of more than the card has, and what `Acquisition.run` raises; after that
     `DeviceBusyError`, `DeviceQuarantinedError`, `LeaseLostError`,
     `NvmlError` where NVML is required.
     """
     caretaker, memory = manager.caretaker, wish.settings.gpu_memory
-    begun = clock.now()
     longest = wish.settings.max_wait_time
-    await _check_card(manager, wish.gpu, memory, longest)
+    patience = float("inf") if longest is None else longest
+    await _check_card(manager, wish.gpu, memory, begun + patience / 2)
+    begun = max(begun, clock.now() - patience / 2)
     caretaker.expect(wish.gpu, memory)
     hold = await Acquisition(manager, wish, begun).run()
     try:
         if not _is_checked(hold, memory):
             caretaker.begin(hold, memory)
             return hold
-        left = float("inf") if longest is None else max(0.0, longest - (clock.now() - begun))
-        await Admission(manager, hold, memory, left).run()
-        await caretaker.begin_with_a_look(hold, memory)
+        await Admission(manager, hold, memory, max(0.0, begun + patience - clock.now())).run()
+        with suppress(TimeoutError):  # the driver hangs: the verdict will be that nobody could tell
+            async with look_within(manager.caretaker.nvml, begun + patience):
+                await caretaker.begin_with_a_look(hold, memory)
     except BaseException as error:
         await leave(manager, hold, reason_for(error))
         raise
@@ -72,15 +82,18 @@ def _is_checked(hold: Hold, memory: GpuMemorySettings) -> bool:
     return asked or hold.grant.dirty or bool(hold.grant.quarantine)
 
 
-async def _check_card(manager: GpuLockManager, gpu: Gpu, memory: GpuMemorySettings, longest: float | None) -> None:
-    """Nobody queues for more memory than the card has. Where it does not answer by then, the admission looks again.
+def look_within(nvml: Nvml, deadline: float) -> asyncio.Timeout:
+    """Raises TimeoutError at the `deadline` of the whole wait, by `clock.now`; a look gets its moment in any case."""
+    least = LOOK_AT_LEAST if nvml.is_running else DRIVER_STARTS
+    return asyncio.timeout(min(max(deadline - clock.now(), least), LOOK_AT_MOST))
 
-    That may take half of the `longest` wait: the rest is for the queue.
-    """
+
+async def _check_card(manager: GpuLockManager, gpu: Gpu, memory: GpuMemorySettings, deadline: float) -> None:
+    """Nobody queues for more memory than the card has. Who has no answer by then is refused by the admission."""
     if memory.require_free is None or gpu.uuid is None or gpu.remote or memory.nvml == "off":
         return
     with suppress(NvmlError, TimeoutError):
-        async with asyncio.timeout(None if longest is None else longest / 2):
+        async with asyncio.timeout(min(deadline - clock.now(), LOOK_AT_MOST)):
             total = await manager.caretaker.nvml.total(gpu.uuid)
         _check_size(memory.require_free_bytes, gpu.uuid, total)
 
@@ -151,7 +164,7 @@ class Admission:
             if self._hold.lost_reason is not None:
                 raise self._hold.loss()
             try:
-                found = await self._look(uuid)
+                found = await self._look_within(uuid, begun + self._longest())
             except NvmlError as error:
                 if found is None and error.status in CANNOT_LOOK:
                     raise
@@ -181,6 +194,13 @@ class Admission:
         seen = (one for one in found if one.kind != "unreadable")
         return [*seen, Obstacle("unreadable", f"its memory cannot be read: {error}")]
 
+    async def _look_within(self, uuid: str, deadline: float) -> list[Obstacle]:
+        try:
+            async with look_within(self._manager.caretaker.nvml, deadline):
+                return await self._look(uuid)
+        except TimeoutError:
+            raise NvmlError("timeout", "NVML: no memory reading within the time that was left") from None
+
     async def _look(self, uuid: str) -> list[Obstacle]:
         reading = await self._manager.caretaker.nvml.read(uuid)
         _check_size(self._memory.require_free_bytes, uuid, reading.total)
@@ -189,11 +209,14 @@ class Admission:
     def _patience(self, kind: Kind) -> float:
         """Seconds for which an obstacle may stand. Memory takes its time to come back, whoever had it."""
         if kind == "unreadable":  # whatever it hides
-            return max(map(self._patience, self._demands.kinds))
+            return self._longest()
         if kind == "draining":  # whatever is left of `max_wait_time`: the wait for the dead may have used it up
             return self._memory.settle_time
         waits = self._memory.on_quarantine if kind == "quarantined" else self._memory.on_busy
         return self._left if waits == "wait" else self._settle
+
+    def _longest(self) -> float:
+        return max(map(self._patience, self._demands.kinds))
 
     def _refuses(self, kind: Kind) -> bool:
         if kind == "unreadable":

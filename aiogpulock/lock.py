@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
+from aiogpulock import clock
 from aiogpulock.acquisition import Wish
 from aiogpulock.admission import admitted
 from aiogpulock.body import Body, raise_loss
@@ -86,6 +87,7 @@ class GpuLock:
 
     async def acquire_for(self, owner: object) -> Lease:
         """`acquire` for an owner that is not the current task: a thread, for one."""
+        begun = clock.now()
         manager = await self.find_manager()
         settings = self._settings(manager)
         parts = await manager.started()
@@ -95,7 +97,7 @@ class GpuLock:
         keys = lock_keys(gpu.id, manager.namespace)
         await manager.index(keys)
         wish = Wish(keys, gpu, settings, self._task_name or _task_name(owner), self._priority, owner)
-        hold = await admitted(manager, wish)
+        hold = await admitted(manager, wish, begun)
         return self._lease(manager, hold)
 
     def _settings(self, manager: GpuLockManager) -> LockSettings:

@@ -8,11 +8,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
 from aiogpulock import clock
-from aiogpulock.errors import RedisUnavailableError
+from aiogpulock.errors import LockTimeoutError, RedisUnavailableError
 from aiogpulock.gpu.aliases import Aliases
 from aiogpulock.gpu.identity import Mode, Visible, means_a_device, resolve
 from aiogpulock.gpu.numbering import numbered_as_the_host
-from aiogpulock.gpu.nvml import Nvml
+from aiogpulock.gpu.nvml import Asked, Nvml
 from aiogpulock.gpu.records import Gpu, GpuDevice, NvmlError, NvmlStatus
 
 logger = logging.getLogger(__name__)
@@ -23,6 +23,9 @@ REMEMBER_TROUBLE = 60.0
 """The same where the driver was not there, or did not answer: it may come."""
 MOST = 1024
 """Ids that are remembered: free names may come and go."""
+DRIVER_STARTS = 5.0
+"""Seconds that the driver gets to tell its devices, however short the wait for the lock may be: it may have to start,
+and a new program that tries once would never get a GPU."""
 RETRY = 0.1
 """Seconds between attempts while Redis is away."""
 
@@ -74,14 +77,16 @@ class Finder:
         self._later = later
         self._said_at = clock.now()
         self._found: dict[Wanted, tuple[float, Gpu]] = {}
-        self._listing = asyncio.Lock()
         self._listed = Listed(0.0, None)
+        self._asked: Asked[tuple[GpuDevice, ...]] | None = None
+        """What whoever comes meanwhile waits for, too; and the next one, if all who waited have gone."""
+        self._asked_at = 0.0
 
     async def find(self, gpu_id: str, mode: Mode, nvml: UseNvml, patience: float) -> Gpu:
-        """The device and its key. `patience`: seconds to wait where Redis has just restarted.
+        """The device and its key. `patience`: seconds to wait where Redis has just restarted; half of it for NVML.
 
-        Raises `InvalidGpuError`, `RedisUnavailableError`, `LockTimeoutError` after a restart, and `NvmlError` where
-        NVML is required and not there.
+        Raises `InvalidGpuError`, `RedisUnavailableError`, `NvmlError` where NVML is required and not there, and
+        `LockTimeoutError` after a restart or where the driver does not answer.
         """
         wanted = Wanted(gpu_id, mode, nvml, Visible.here())
         if clock.now() > self._said_at + self.SAY_AGAIN:
@@ -89,7 +94,7 @@ class Finder:
             self._later("aliases", self.restore)
         until, gpu = self._found.get(wanted, (0.0, None))
         if gpu is None or clock.now() >= until or not self._connected():
-            listed = await self._devices(wanted)
+            listed = await self._devices(wanted, patience)
             gpu = await self._resolve(wanted, listed, self._aliases.within(patience))
             if len(self._found) >= MOST:
                 self.forget()
@@ -99,7 +104,7 @@ class Finder:
     async def look(self, gpu_id: str, mode: Mode, nvml: UseNvml) -> Gpu:
         """The same for somebody who only looks: the first word about a GPU is left to those who lock it."""
         wanted = Wanted(gpu_id, mode, "off" if nvml == "off" else "auto", Visible.here())
-        return await _identify(wanted, await self._devices(wanted), self._aliases.reading())
+        return await _identify(wanted, await self._devices(wanted, float("inf")), self._aliases.reading())
 
     def forget(self) -> None:
         """Redis may restart without its data."""
@@ -116,23 +121,36 @@ class Finder:
                 value,
             )
 
-    async def _devices(self, wanted: Wanted) -> Listed:
+    async def _devices(self, wanted: Wanted, patience: float) -> Listed:
         """What NVML lists; None: nothing, it is not there, or is not to be asked."""
         if wanted.nvml == "off" or (wanted.nvml == "auto" and not means_a_device(wanted.gpu_id)):
             return Listed(clock.now() + REMEMBER, None)
-        async with self._listing:  # whoever comes meanwhile is served by one call
-            if clock.now() >= self._listed.until or (self._listed.devices is None and wanted.nvml == "required"):
-                self._listed = await self._list(wanted.nvml)
-            return self._listed
+        if clock.now() >= self._listed.until or (self._listed.devices is None and wanted.nvml == "required"):
+            longest = max(patience / 2, DRIVER_STARTS)
+            try:
+                async with asyncio.timeout(min(longest, REMEMBER)):
+                    self._listed = await self._list(wanted.nvml)
+            except TimeoutError:
+                raise LockTimeoutError(
+                    f"GPU_LOCK_TIMEOUT: the NVIDIA driver has not told within {longest:.1f} s which GPUs there are "
+                    f"(max_wait_time {patience:g} s)"
+                ) from None
+        return self._listed
 
     async def _list(self, use: UseNvml) -> Listed:
+        asked = self._asked
+        if asked is None or clock.now() > self._asked_at + REMEMBER_TROUBLE:
+            self._asked = asked = self._nvml.devices()
+            self._asked_at = clock.now()
         try:
-            devices = await self._nvml.devices()
+            devices = await asked
         except NvmlError as error:
+            self._asked = None
             if use == "required":
                 raise NvmlError(error.status, f"gpu_lock.gpu_memory.nvml is 'required': {error}", error.code) from None
             _notice(error)
             return Listed(clock.now() + REMEMBER_TROUBLE, None)
+        self._asked = None
         return Listed(clock.now() + REMEMBER, devices, numbered_as_the_host(devices))
 
     async def _resolve(self, wanted: Wanted, listed: Listed, aliases: Aliases) -> Gpu:

@@ -123,6 +123,27 @@ async def test_a_driver_that_hangs_before_the_queue_takes_no_more_than_the_wait(
     await holder.release()
 
 
+async def test_a_look_that_hangs_takes_no_more_than_the_wait(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    async with gpu_manager.lock(0, gpu_memory={"policy": "off"}):
+        pass
+    begun = time.monotonic()
+    with sim.hung("compute"), pytest.raises(DeviceBusyError, match="its memory cannot be read: NVML: no memory"):
+        await gpu_manager.lock(0, max_wait_time=0.3, gpu_memory=asked(on_busy="wait")).acquire()
+    assert time.monotonic() - begun < 1.5
+    assert (await snapshot(gpu_manager)).value is None
+
+
+async def test_a_first_look_that_hangs_delays_the_body_by_no_more_than_the_wait(
+    gpu_manager: GpuLockManager, sim: Simulation
+) -> None:
+    async with gpu_manager.lock(0, gpu_memory={"policy": "off"}):
+        pass
+    begun = time.monotonic()
+    with sim.hung("compute"):
+        async with gpu_manager.lock(0, max_wait_time=0.3, gpu_memory=asked(policy="hold")):
+            assert time.monotonic() - begun < 1.5
+
+
 async def test_the_size_of_a_card_is_asked_once(gpu_manager: GpuLockManager, sim: Simulation) -> None:
     lock = gpu_manager.lock(0, gpu_memory=asked(require_free="100GiB", policy="off"))
     for _ in range(3):

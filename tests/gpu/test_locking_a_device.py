@@ -17,6 +17,7 @@ import redis
 from aiogpulock import GpuLockManager, InvalidGpuError, LockTimeoutError, NestedLockError, clock
 from aiogpulock.gpu import finder, numbering
 from aiogpulock.gpu.aliases import ONE_NAME, alias_key
+from aiogpulock.gpu.nvml import shared
 from aiogpulock.gpu.records import Gpu, NvmlError
 from aiogpulock.liveness import boot_id
 from tests.gpu.processes import Told
@@ -169,6 +170,37 @@ async def test_a_free_name_asks_no_driver(gpu_manager: GpuLockManager, sim: Simu
         assert (lease.gpu, lease.key) == (Gpu("my-box"), "gpu_lock:my-box")
         assert "CUDA_VISIBLE_DEVICES" not in lease.env()
     assert sim.call("init").count == 0
+
+
+async def test_a_driver_that_starts_slowly_takes_no_more_than_the_wait_and_serves_the_next_one(
+    gpu_manager: GpuLockManager, sim: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finder, "DRIVER_STARTS", 0.1)
+    lock = gpu_manager.lock(0, max_wait_time=0.3)
+    begun = time.monotonic()
+    with sim.hung("init"):
+        with pytest.raises(
+            LockTimeoutError, match=r"the NVIDIA driver has not told within 0\.1 s which GPUs there are"
+        ):
+            await lock.acquire()
+        assert time.monotonic() - begun < 1.5
+    async with gpu_manager.lock(0) as lease:
+        assert lease.gpu.uuid == uuid(0)
+    assert sim.call("count").count == 1
+
+
+async def test_a_driver_that_hangs_is_given_up_by_all_who_wait_for_a_short_time_together(
+    gpu_manager: GpuLockManager, sim: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finder, "DRIVER_STARTS", 0.1)
+    monkeypatch.setattr(shared(), "_init_deadline", 0.5)
+    with sim.hung("init"):
+        for _ in range(3):
+            with pytest.raises(LockTimeoutError):
+                await gpu_manager.lock(0, max_wait_time=0).acquire()
+        await asyncio.sleep(0.3)
+        async with gpu_manager.lock(0, max_wait_time=0) as lease:
+            assert (lease.gpu.id, lease.gpu.uuid) == ("0", None)
 
 
 @pytest.mark.parametrize("code", [999, 9, 12])
