@@ -90,6 +90,11 @@ class Nvml:
         """A call is overdue: the driver is asked nothing more until it comes back."""
         return self._wedged
 
+    @property
+    def is_running(self) -> bool:
+        """NVML is initialised: an answer takes milliseconds."""
+        return self._ready
+
     def devices(self) -> Asked[tuple[GpuDevice, ...]]:
         """Every GPU in the order of NVML's indices, each followed by its MIG devices."""
         return self._ask("list of devices", _driver.devices)
@@ -125,11 +130,6 @@ class Nvml:
         with self._mutex:
             if self._thread is not None:
                 self._jobs.put(None)
-
-    @property
-    def is_running(self) -> bool:
-        """NVML is initialised: an answer takes milliseconds."""
-        return self._ready and self._pid == os.getpid()
 
     # the caller's side
 
