@@ -134,7 +134,7 @@ def _one(name: str, arena: Arena, cast: Sequence[Peer], *, quick: bool, progress
     result.seconds = time.monotonic() - started
     theirs = {peer.title for peer in cast}
     for (who, what), times in sorted(arena.failures.items()):
-        result.failures.append(f"{who}: {what}, {times} times")
+        result.failures.append(f"{who}: {what} ({times})")
         if who not in theirs:
             result.error = result.error or f"{who} failed: {what}"
     arena.failures.clear()

@@ -131,10 +131,10 @@ class Contender:
         return Answer(holds, **line)
 
     def released(self) -> float:
-        """When the body of its one hold ended. Raises `DoesNotRunError` if it had lost the lock."""
+        """When the body of its one hold ended. Raises `DoesNotRunError` if its release failed."""
         answer = self.answer()
         if not answer.holds:
-            raise DoesNotRunError(f"the holder had lost it ({', '.join(map(kind, answer.errors))})")
+            raise DoesNotRunError(f"the holder's release failed: {', '.join(map(kind, answer.errors))}")
         return answer.holds[0].leaving
 
     def entered(self, timeout: float = PATIENCE) -> float:

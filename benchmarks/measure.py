@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -23,6 +24,12 @@ def spread(samples: Sequence[float]) -> Spread:
     if not ordered:
         return Spread(0, float("nan"), float("nan"))
     return Spread(len(ordered), ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)])
+
+
+def highest_median(samples: Sequence[float]) -> float:
+    """The top of the 95 % interval of the median: what a sample of the same distribution would not often exceed."""
+    ordered = sorted(samples)
+    return ordered[min(len(ordered) - 1, math.ceil(len(ordered) / 2 + 0.98 * math.sqrt(len(ordered))))]
 
 
 class HandOff(NamedTuple):

@@ -10,6 +10,7 @@ from benchmarks.contender import Setup
 
 TITLE = "aiogpulock"
 REQUIREMENTS = ()
+MESSAGES = True
 
 
 @asynccontextmanager

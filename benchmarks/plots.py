@@ -122,15 +122,7 @@ def _dots(table: Table, chart: Dots, theme: Theme) -> Figure:
         axes.plot(row.values, [at] * len(row.values), color=colour, linewidth=2, zorder=2)
         axes.plot(row.values[0], at, "o", color=colour, markersize=9, zorder=4)
         axes.plot(row.values[-1], at, "o", color=colour, markersize=8, markerfacecolor=theme.paper, zorder=3)
-        axes.annotate(
-            row.label,
-            (max(row.values), at),
-            (9, 0),
-            textcoords="offset points",
-            va="center",
-            color=theme.ink,
-            fontsize=9,
-        )
+        _label(axes, row, at, theme, beside=9)
     least, most = min(min(row.values) for row in rows), max(max(row.values) for row in rows)
     axes.set_xscale("log")
     axes.set_xlim(least / 1.6, most * 1.3 * (most / least) ** 0.3)
@@ -148,12 +140,17 @@ def _bars(table: Table, chart: Bars, theme: Theme) -> Figure:
     figure, axes = _axes(chart, theme, 1.5 + 0.32 * len(rows))
     for at, row in enumerate(rows):
         axes.barh(at, row.values[0], height=0.6, color=_colour(row.who, theme), zorder=2)
-        axes.annotate(
-            row.label, (row.values[0], at), (6, 0), textcoords="offset points", va="center", color=theme.ink, fontsize=9
-        )
+        _label(axes, row, at, theme, beside=6)
     axes.set_xlim(0, max(row.values[0] for row in rows) * 1.15)
     _finish_rows(axes, rows, unit, theme, _legend(rows, theme))
     return figure
+
+
+def _label(axes: Axes, row: Figures, at: float, theme: Theme, beside: float) -> None:
+    axes.annotate(
+        row.label, (max(row.values), at), (beside, 0), textcoords="offset points", va="center", color=theme.ink,
+        fontsize=9, zorder=1, bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1.0},
+    )  # fmt: skip
 
 
 def _finish_rows(axes: Axes, rows: Sequence[Figures], unit: Unit, theme: Theme, marks: list[Line2D]) -> None:

@@ -24,7 +24,7 @@ SUMMARY = (
     ("hand-offs that reach the other process", "handoff", 0, "cross over"),
     ("per hand-off, 1,000 waiters", "waiters", 0, "1,000 waiters"),
     ("connections for 1,000 waiters", "waiters", 0, "connections in all"),
-    ("next one in after `kill -9` of the holder (leases of 3 s)", "recovery", 1, "holder killed here"),
+    ("next one in after `kill -9` of the holder on the same host (leases of 3 s)", "recovery", 1, "holder killed here"),
     ("uncontended acquire and release, median", "uncontended", 0, "p50"),
 )
 """What a reader of the project's page wants to know: in words, scenario, table, column."""

@@ -1,6 +1,6 @@
 """The peers, one module each: TITLE, REQUIREMENTS, and `opened(setup)`, which yields what a user would enter.
 
-THREADS: it is for threads. POLLS: a waiter looks so often, in seconds.
+THREADS: it is for threads. POLLS: a waiter looks so often, in seconds. MESSAGES: it is woken by one that may be lost.
 
 A peer runs in processes of its own, in an environment with its own requirements: two of them are both imported as
 `redis_lock`. Their packages are imported inside `opened` only, so that any Python can read what they are.
@@ -42,6 +42,8 @@ class Peer:
     threads: bool
     polls: float
     """Seconds between two looks of a waiter, at most; 0 if it is woken."""
+    messages: bool
+    """It is woken by a message that may be lost."""
 
     @property
     def name(self) -> str:
@@ -78,8 +80,9 @@ def patience() -> Any:
 def load(module: str) -> Peer:
     """What a module of `benchmarks` says about itself."""
     found = importlib.import_module(f"benchmarks.{module}")
-    threads, polls = getattr(found, "THREADS", False), getattr(found, "POLLS", 0.0)
-    return Peer(f"benchmarks.{module}", found.TITLE, tuple(found.REQUIREMENTS), threads, polls)
+    told = {"THREADS": False, "POLLS": 0.0, "MESSAGES": False}
+    rest = {name.lower(): getattr(found, name, default) for name, default in told.items()}
+    return Peer(f"benchmarks.{module}", found.TITLE, tuple(found.REQUIREMENTS), **rest)
 
 
 OURS = load("ours")

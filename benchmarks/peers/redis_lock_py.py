@@ -14,6 +14,7 @@ from benchmarks.peers import patience
 
 TITLE = "redis-lock-py"
 REQUIREMENTS = ("redis-lock-py==1.3.0", "redis[hiredis]==8.1.0")
+MESSAGES = True
 
 
 @asynccontextmanager

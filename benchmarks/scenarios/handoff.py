@@ -13,6 +13,7 @@ from benchmarks.peers import OURS, Peer, floor
 from benchmarks.results import Bars, Column, Dots, Result, Row, Table, Target, at_most, shown
 from benchmarks.scenarios import Stage
 from benchmarks.script_times import script_times
+from benchmarks.steps import handoff_steps
 
 TITLE = "Hand-off between two processes"
 
@@ -69,8 +70,10 @@ def run(stage: Stage) -> Result:
     stage.say("server time of the scripts")
     scripts = script_times(stage.arena.server, lambda: take_turns(courses[OURS].crew, TURNS, lambda: PAUSE))
     stage.arena.dismiss([contender for course in courses.values() for contender in course.crew])
+    stage.say("steps")
+    steps = handoff_steps(stage.arena, stage.pick(401, 41), PAUSE)
     table = _table(courses, absent, courses[push].p50)
-    return Result("handoff", TITLE, run.__doc__ or "", [table, scripts], _targets(courses, push, stage.peers), [
+    return Result("handoff", TITLE, run.__doc__ or "", [table, steps, scripts], _targets(courses, push, stage.peers), [
         Dots("handoff", TITLE, table.title, "p50", "p99"),
         Bars("fairness", "Hand-offs that reach the other process", table.title, "cross over"),
     ])  # fmt: skip

@@ -41,6 +41,10 @@ def run(stage: Stage) -> Result:
     )  # fmt: skip
 
 
+def _absent(peer: Peer, error: DoesNotRunError) -> Row:
+    return Row(peer.title, [str(error), *[None] * 5])
+
+
 def _contest(stage: Stage, cast: list[Peer], least: Peer) -> tuple[Table, dict[str, float]]:
     arena = stage.arena
     ready: dict[Peer, Contender] = {}
@@ -51,16 +55,24 @@ def _contest(stage: Stage, cast: list[Peer], least: Peer) -> tuple[Table, dict[s
             ready[peer] = arena.start(peer, Setup(arena.server.url, "uncontended"))
             contest([ready[peer]], Order(rounds=BATCH, seconds=stage.pick(6.0, 0.3)))  # warm
         except DoesNotRunError as error:
-            absent.append(Row(peer.title, [str(error), *[None] * 5]))
+            absent.append(_absent(peer, error))
     cycles: dict[Peer, list[float]] = {peer: [] for peer in ready}
     cpu: dict[Peer, float] = dict.fromkeys(ready, 0.0)
     server: dict[Peer, float] = dict.fromkeys(ready, 0.0)
     for batch in range(stage.pick(24, 2)):
         stage.say(f"batch {batch + 1}")
-        for peer, contender in ready.items():
+        for peer, contender in list(ready.items()):
             before = arena.usage()
             rounds = 3 if cycles[peer] and cycles[peer][0] > 0.05 else BATCH
-            (answer,) = contest([contender], Order(rounds=rounds))
+            try:
+                (answer,) = contest([contender], Order(rounds=rounds))
+            except DoesNotRunError as error:
+                if peer not in stage.peers:
+                    raise
+                absent.append(_absent(peer, error))
+                arena.dismiss([ready.pop(peer)])
+                del cycles[peer]
+                continue
             server[peer] += arena.usage().since(before).cpu
             cycles[peer] += [hold.left - hold.asked for hold in answer.holds]
             cpu[peer] += answer.cpu

@@ -69,7 +69,10 @@ def run(stage: Stage) -> Result:
         found[peer] = _course(stage, peer, crowds, stage.pick(PEER_SECONDS, 1.2))
     times = [_times(processes, crowds, found) for processes in PROCESSES]
     efforts = [_efforts(processes, crowds, found) for processes in PROCESSES]
-    chart = Lines("waiters", "Time per hand-off (2 processes)", times[0].title, "waiters", " waiters")
+    chart = Lines(
+        "waiters", "Time per hand-off (2 processes)", times[0].title,
+        "waiters (a line ends where the time was over)", " waiters",
+    )  # fmt: skip
     return Result("waiters", TITLE, run.__doc__ or "", times + efforts, list(_targets(found)), [chart])
 
 

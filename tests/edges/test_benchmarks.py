@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ import benchmarks.__main__ as benchmarks_main
 from benchmarks import plots
 from benchmarks.arena import Answer, Arena, contest
 from benchmarks.contender import Hold, Order, Setup
-from benchmarks.measure import hand_offs, overlaps, spread
+from benchmarks.measure import hand_offs, highest_median, overlaps, spread
 from benchmarks.peers import OURS, peers
 from benchmarks.prose import START, figures, write
 from benchmarks.results import Column, Report, Result, Row, Table, at_most, shown
 from benchmarks.scenarios import NAMES, Scenario, inference, load
+from benchmarks.steps import end_steps, handoff_steps
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,21 +60,29 @@ def test_what_a_run_needs_of_the_system_is_asked_first() -> None:
     assert "`ulimit -n` is 500" in ended.stderr
 
 
-def _run_one(monkeypatch: pytest.MonkeyPatch, run: Callable[[Any], Result]) -> Result:
+@pytest.fixture(scope="module")
+def arena() -> Iterator[Arena]:
+    with Arena() as arena:
+        yield arena
+
+
+def _run_one(monkeypatch: pytest.MonkeyPatch, arena: Arena, run: Callable[[Any], Result]) -> Result:
     scenario = Scenario("x", "A scenario", run, lambda quick: 0)
     monkeypatch.setattr(benchmarks_main, "load", lambda name: scenario)
-    with Arena() as arena, Progress(console=Console(file=io.StringIO())) as progress:
+    with Progress(console=Console(file=io.StringIO())) as progress:
         return benchmarks_main._one("x", arena, (), quick=True, progress=progress, bar=progress.add_task(""))
 
 
-def test_a_scenario_that_fails_is_told_and_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scenario_that_fails_is_told_and_the_run_goes_on(monkeypatch: pytest.MonkeyPatch, arena: Arena) -> None:
     def run(stage: Any) -> Result:
         raise RuntimeError("no wheel")
 
-    assert _run_one(monkeypatch, run).error == "RuntimeError: no wheel"
+    assert _run_one(monkeypatch, arena, run).error == "RuntimeError: no wheel"
 
 
-def test_an_error_in_a_process_of_this_library_fails_the_scenario(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_a_process_of_this_library_fails_the_scenario(
+    monkeypatch: pytest.MonkeyPatch, arena: Arena
+) -> None:
     def run(stage: Any) -> Result:
         """Nothing."""
         setup = Setup(stage.arena.server.url, "broken", options={"max_waiters": 0})
@@ -81,9 +90,23 @@ def test_an_error_in_a_process_of_this_library_fails_the_scenario(monkeypatch: p
         contest(crew, Order(hold=0.2))
         return Result("x", "A scenario", "", [], [])
 
-    result = _run_one(monkeypatch, run)
+    result = _run_one(monkeypatch, arena, run)
     assert result.error == "aiogpulock failed: QueueFullError"
-    assert result.failures == ["aiogpulock: QueueFullError, 1 times"]
+    assert result.failures == ["aiogpulock: QueueFullError (1)"]
+
+
+def test_the_steps_of_a_hand_off_add_up_to_it(arena: Arena) -> None:
+    table = handoff_steps(arena, turns=9, pause=0.01)
+    *steps, whole = (row.values for row in table.rows)
+    assert len(steps) == 5
+    assert whole[1] == 9.0, "each hand-off was traced"
+    assert all(isinstance(p50, float) and 0 < p50 < whole[0] for p50, _ in steps)  # type: ignore[operator]
+
+
+def test_each_end_of_a_body_is_traced(arena: Arena) -> None:
+    table = end_steps(arena, ("normal", "abandoned"), times=3)
+    assert [row.who for row in table.rows] == ["body ends: normal", "body ends: abandoned"]
+    assert all(isinstance(value, float) and value > 0 for row in table.rows for value in row.values)
 
 
 def _answer(*holds: tuple[float, float], waiting: Sequence[float] = ()) -> Answer:
@@ -127,6 +150,11 @@ def test_two_bodies_at_once_are_counted() -> None:
 
 def test_the_median_and_the_99th_percentile_are_samples() -> None:
     assert spread([float(n) for n in range(200)])[:3] == (200, 100.0, 198.0)
+
+
+def test_a_median_is_known_within_an_interval() -> None:
+    assert highest_median([float(n) for n in range(100)]) == 60.0
+    assert highest_median([1.0, 2.0]) == 2.0
 
 
 @pytest.mark.parametrize(
