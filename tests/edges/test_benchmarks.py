@@ -125,8 +125,8 @@ def test_a_hand_off_is_contended_while_every_process_comes_back_for_more() -> No
     assert [hand_off.contended for hand_off in found] == [True, True, False, False], (
         "the last round hands over to anybody"
     )
-    found = hand_offs([_answer(*first), _answer(waiting=[0.0])])
-    assert [hand_off.contended for hand_off in found] == [True, True], "who never gets in wants it to the end"
+    found = hand_offs([_answer(*first), _answer((-1.0, 0.0), waiting=[0.0])])
+    assert [hand_off.contended for hand_off in found] == [True] * 3, "who waits to the end wants it to the end"
 
 
 def test_a_client_that_is_never_served_is_in_the_latencies() -> None:
@@ -135,6 +135,7 @@ def test_a_client_that_is_never_served_is_in_the_latencies() -> None:
     assert row.values[:1] == [3.2]
     assert row.values[2:4] == [10.0, 10.0]
     assert row.shown(2, "s") == "≥ 10 s"
+    assert [wait.served for wait in inference._waits(answers[0], clients=20)] == [True] * 32 + [False] * 20
 
 
 def test_names_in_a_picture_do_not_lie_upon_each_other() -> None:
