@@ -306,7 +306,8 @@ def _deaths(beside: dict[Peer, Course]) -> Table:
 
 NOTE = (
     "Peers without a queue have no first in line: any waiter that looks next gets the lock. No peer knows of hosts: to "
-    "it elsewhere is the same as here, and not measured again."
+    "it elsewhere is the same as here, and not measured again. Where a lease is not renewed, what was left of it is waited "
+    "for."
 )
 
 
