@@ -222,7 +222,7 @@ def run(stage: Stage) -> Result:
     with Arena(stage.arena.failures) as arena:
         samples = _alone(stage, arena)
         stage.say("how a body ends, traced")
-        ends = end_steps(arena, ENDS, stage.pick(60, 5))
+        ends = end_steps(arena, ENDS, stage.pick(30, 5))
         beside = _side_by_side(stage, arena)
         stage.say("restart of the server")
         restarts = server_restart(arena, [OURS, *stage.peers])
@@ -306,8 +306,7 @@ def _deaths(beside: dict[Peer, Course]) -> Table:
 
 NOTE = (
     "Peers without a queue have no first in line: any waiter that looks next gets the lock. No peer knows of hosts: to "
-    "it elsewhere is the same as here, and not measured again. Where a lease is not renewed, what was left of it is waited "
-    "for."
+    "it elsewhere is the same as here, and not measured again. A lease that nobody renews had been running for a while."
 )
 
 
