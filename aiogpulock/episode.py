@@ -115,15 +115,14 @@ class Before:
         """What was there, and why it may be the body's own already, if nothing else tells what was before it."""
         sample = sample_of(first, self.family.pids, kin=self.family.kin(first))
         late = sample.at > self.held_at and sample.own != 0
-        known = [
-            size for size in (self.owed, self._idle(first, sample, tolerance) if late else None) if size is not None
-        ]
+        idle = self._idle(first, sample, tolerance) if late else None
+        known = [size for size in (self.owed, idle) if size is not None]
         if sample.own is None or not known:
             after = f"{(sample.at - self.held_at) * 1000:.1f} ms after the hold began"
             return sample, f"the first look came {after}: what the body had by then is not known" if late else ""
         own = min(sample.own, *known)
-        used = sample.used if first.used_at <= self.held_at else sample.used - sample.own + own
-        return structs.replace(sample, own=own, used=used), ""
+        counted = min(sample.own, idle) if idle is not None and first.used_at <= self.held_at else sample.own
+        return structs.replace(sample, own=own, used=sample.used - counted + own), ""
 
     def _idle(self, first: MemoryReading, sample: MemorySample, tolerance: int) -> int | None:
         """Bytes of this process before the hold, where the list came after it. None: that is not known.

@@ -109,13 +109,17 @@ class Nvml:
 
     def ask(self, uuid: str, *, processes: bool = True, version: int | None = None) -> Asked[MemoryReading]:
         """The same, begun at once: whoever asks may block the event loop before the answer is there."""
-        return self._ask("memory reading", lambda: _driver.read(uuid, processes=processes, version=version))
+        return self._ask(
+            "memory reading", lambda: self._noted(_driver.read(uuid, processes=processes, version=version))
+        )
+
+    def _noted(self, reading: MemoryReading) -> MemoryReading:
+        self._totals[reading.uuid] = reading.total
+        return reading
 
     async def total(self, uuid: str) -> int:
-        """Bytes of one device, in use or not; it is asked once. Raises `NvmlError`."""
-        if uuid not in self._totals:
-            self._totals[uuid] = (await self.read(uuid, processes=False)).total
-        return self._totals[uuid]
+        """Bytes of one device, in use or not, by its last reading. Raises `NvmlError`."""
+        return self._totals.get(uuid) or (await self.read(uuid, processes=False)).total
 
     async def utilization(self, uuid: str) -> int:
         """Percent of the last moment, up to 1 s, in which the device computed; MIG has none. Raises `NvmlError`."""

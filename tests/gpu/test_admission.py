@@ -24,6 +24,7 @@ from aiogpulock import (
     LeaseLostError,
     LockTimeoutError,
 )
+from aiogpulock.gpu.nvml import shared
 from aiogpulock.gpu.records import NvmlError
 from aiogpulock.models import Alert, LockSnapshot, quarantine_of
 from tests.gpu.processes import Told, start_stranger
@@ -95,7 +96,7 @@ async def test_more_than_the_card_has_is_a_mistake_of_the_settings(gpu_manager: 
 async def test_the_size_of_a_card_that_did_not_answer_before_the_queue_is_told_after_it(
     gpu_manager: GpuLockManager, sim: Simulation
 ) -> None:
-    holder = await gpu_manager.lock(0).acquire_for("a holder")
+    holder = await gpu_manager.lock(0, gpu_memory={"policy": "off"}).acquire_for("a holder")
     calls = sim.call("by_uuid")
     calls.error = 10
     waiting = asyncio.create_task(gpu_manager.lock(0, gpu_memory=asked(60, require_free="100GiB")).acquire())
@@ -150,6 +151,17 @@ async def test_the_size_of_a_card_is_asked_once(gpu_manager: GpuLockManager, sim
         with pytest.raises(ConfigError, match="more than the whole GPU has"):
             await lock.acquire()
     assert sim.call("memory_v2").count == 1
+
+
+async def test_who_does_not_wait_leaves_the_size_to_the_next(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+    holder = await gpu_manager.lock(0, gpu_memory={"policy": "off"}).acquire_for("a holder")
+    lock = gpu_manager.lock(0, max_wait_time=0, gpu_memory=asked(require_free="100GiB", policy="off"))
+    with pytest.raises(LockTimeoutError):
+        await lock.acquire()
+    await eventually(lambda: shared()._totals, description="the answer that nobody waited for")
+    with pytest.raises(ConfigError, match="more than the whole GPU has"):
+        await lock.acquire()
+    await holder.release()
 
 
 # on_busy

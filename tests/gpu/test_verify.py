@@ -203,6 +203,17 @@ async def test_a_late_first_look_gives_way_to_what_the_process_had_when_idle(sim
     assert (await late_look(nvml, GiB)).sample.unattributed == 0, "what the body took is nobody's leftover"
 
 
+@pytest.mark.parametrize("late", [False, True])
+async def test_what_an_earlier_hold_left_is_nobodys_leftover(sim: Simulation, nvml: Nvml, late: bool) -> None:
+    sim.use(0, 3 * GiB)
+    before = Before(nvml, uuid(0), Family(ME))
+    before.owed, before.idle = GiB, 3 * GiB
+    first = await before._first
+    before.held_at = (first.used_at + first.at) / 2 if late else first.at
+    seen = (await before.baseline(256 * MiB)).sample
+    assert (seen.own, seen.unattributed) == (GiB, 0)
+
+
 def test_own_pids_are_known_only_where_nvml_numbers_processes_as_we_do(monkeypatch: pytest.MonkeyPatch) -> None:
     assert own_pids() in (None, ME)
     monkeypatch.setenv("AIOGPULOCK_NVML_PIDS", "same")
