@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CANNOT_LOOK = ("no_nvml", "not_found", "not_supported")
-"""At the first look these say that nobody can; what else a driver answers may be otherwise a moment later."""
-
 LOOK_AT_LEAST, LOOK_AT_MOST = 0.5, 60.0
 """Seconds for one look, beside what is left of the wait: it takes milliseconds, and a second one may come later. The
 driver itself gives up sooner than the most."""
@@ -166,7 +163,7 @@ class Admission:
             try:
                 found = await self._look_within(uuid, begun + self._longest())
             except NvmlError as error:
-                if found is None and error.status in CANNOT_LOOK:
+                if found is None and error.lasts:
                     raise
                 found = self._without_an_answer(found or [], error)
             standing = [one for one in found if one.kind not in self._waived]

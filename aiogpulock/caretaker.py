@@ -25,7 +25,7 @@ from aiogpulock.incidents import Incidents
 from aiogpulock.lease import Hold
 from aiogpulock.others import Others
 from aiogpulock.scripts import Scripts
-from aiogpulock.verdicts import LOST, Care, Verdicts
+from aiogpulock.verdicts import LOST, Care, Found, Verdicts
 
 STRICT = ("hold", "raise", "quarantine")
 
@@ -115,18 +115,26 @@ class Caretaker:
         care = self._strict(hold)
         if care is None:
             return
-        hold.memory_report = report = await self._verdicts.now(care, self._told_once(hold))
-        if report.status == "not_freed" and care.settings.policy == "quarantine":
-            self._quarantine(care, report)
+        found = await self._verdicts.now(care, self._told_once(hold))
+        hold.memory_report = found.report
+        self._tell_the_next(care, found)
 
     async def cut_short(self, hold: Hold) -> None:
         """Nobody waits for the memory any more. What is not back now is told to the next holders all the same."""
         care = self._strict(hold)
-        if care is None or care.settings.policy != "quarantine" or hold.memory_report is not None:
+        if care is None or hold.memory_report is not None:
             return
-        report = await self._verdicts.at_a_glance(care)
-        if report.status == "not_freed" and not hold.quarantine:
-            self._quarantine(care, report)
+        found = await self._verdicts.at_a_glance(care)
+        self._tell_the_next(care, found)
+        if found.report.status == "not_freed" and not hold.quarantine:
+            hold.dirty = True  # by one look: the verdict comes behind the hand-off
+
+    def _tell_the_next(self, care: Care, found: Found) -> None:
+        hold = care.hold
+        if found.report.status == "not_freed" and care.settings.policy == "quarantine" and not hold.quarantine:
+            self._quarantine(care, found.report)
+        if found.report.status == "unverifiable" and found.unanswered:
+            hold.dirty = True
 
     def _strict(self, hold: Hold) -> Care | None:
         care = self._cares.get(hold.id)

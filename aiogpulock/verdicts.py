@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec import structs
 
@@ -48,6 +48,16 @@ class Care:
     @property
     def terms(self) -> Terms:
         return Terms(tolerance=self.settings.tolerance_bytes, settle_time=self.settings.settle_time)
+
+
+class Found(NamedTuple):
+    """What a look at the memory, or several, told."""
+
+    report: MemoryReport
+    own: int | None
+    """Bytes that the holder's processes have now."""
+    unanswered: bool
+    """The driver did not answer, and may do so later."""
 
 
 class Verdict:
@@ -102,12 +112,12 @@ class Verdicts:
         self._errands = errands
         self._under_way: set[Verdict] = set()
 
-    async def now(self, care: Care, not_yet: Callable[[], Awaitable[bool]]) -> MemoryReport:
+    async def now(self, care: Care, not_yet: Callable[[], Awaitable[bool]]) -> Found:
         """The verdict while the lock is still held. `not_yet` is called when a look finds memory that is not back."""
-        report, own = await self._verdict(care, not_yet, lambda: LOST if care.hold.lost_reason is not None else "")
-        if report.status not in ("skipped", "unverifiable"):
-            care.episode.judged(own, None)
-        return report
+        found = await self._verdict(care, not_yet, lambda: LOST if care.hold.lost_reason is not None else "")
+        if found.report.status not in ("skipped", "unverifiable"):
+            care.episode.judged(found.own, None)
+        return found
 
     def later(self, care: Care) -> None:
         """The hold is over: begin its verdict soon, behind the hand-off."""
@@ -120,40 +130,42 @@ class Verdicts:
         care, episode = verdict.care, verdict.care.episode
         granted = partial(self._granted_since, care.hold)
         ended = partial(self._again_held, verdict)
-        report, own = await self._verdict(care, granted, ended, hurried=verdict.hurried)
-        unknown = report.status == "unverifiable"
-        counts = episode.unjudged(verdict) if unknown else episode.judged(own, verdict)
+        found = await self._verdict(care, granted, ended, hurried=verdict.hurried)
+        unknown = found.report.status == "unverifiable"
+        counts = episode.unjudged(verdict) if unknown else episode.judged(found.own, verdict)
         self._under_way.discard(verdict)
         if counts:
-            self.tell(care.hold, report)
+            self.tell(care.hold, found.report)
 
     def _again_held(self, verdict: Verdict) -> str:
         return "" if verdict.care.episode.is_awaited(verdict) else SAME_PROCESS
 
-    async def at_a_glance(self, care: Care) -> MemoryReport:
+    async def at_a_glance(self, care: Care) -> Found:
         """What one look says, while the lock is still held."""
         try:
             baseline = await care.before.baseline(care.terms.tolerance)
         except NvmlError as error:
-            return unverifiable(care.hold.gpu.id, f"{error.status}: {error}")
-        return await self._verification(care, care.terms).glance(baseline)
+            return _unseen(care, error)
+        verification = self._verification(care, care.terms)
+        report = await verification.glance(baseline)
+        return Found(report, verification.last_own, verification.unanswered)
 
     async def _verdict(
         self, care: Care, granted: Callable[[], Awaitable[bool]], ended: Callable[[], str], *, hurried: bool = False
-    ) -> tuple[MemoryReport, int | None]:
-        """With the bytes that the holder's processes have now."""
+    ) -> Found:
         terms, hurried = care.terms, hurried and care.terms.settle_time > LAST_WORD
         if hurried:
             terms = structs.replace(terms, settle_time=LAST_WORD)
         try:
             baseline = await care.before.baseline(terms.tolerance)
         except NvmlError as error:
-            return unverifiable(care.hold.gpu.id, f"{error.status}: {error}"), None
+            return _unseen(care, error)
         verification = self._verification(care, terms, granted=granted, ended=ended)
         report, own = await verification.run(baseline), verification.last_own
         if hurried:
             report = in_haste(report, baseline, own, terms)
-        return self._with_what_crept(care.episode, report, baseline, own, terms), own
+        report = self._with_what_crept(care.episode, report, baseline, own, terms)
+        return Found(report, own, verification.unanswered)
 
     def _verification(self, care: Care, terms: Terms, **asked: Any) -> Verification:
         before, family = care.before, care.before.family
@@ -200,6 +212,11 @@ class Verdicts:
             hold = verdict.care.hold
             if verdict.care.episode.unjudged(verdict):
                 hold.memory_report = skipped(hold.gpu.id, "its manager was closed before a verdict")
+
+
+def _unseen(care: Care, error: NvmlError) -> Found:
+    """Nobody knows what there was before the hold."""
+    return Found(unverifiable(care.hold.gpu.id, f"{error.status}: {error}"), None, not error.lasts)
 
 
 async def _ended(tasks: Sequence[asyncio.Task[None]], *, patience: float) -> None:

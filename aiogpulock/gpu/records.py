@@ -29,6 +29,11 @@ class NvmlError(GpuLockError):
         self.status = status
         self.code = code
 
+    @property
+    def lasts(self) -> bool:
+        """Nobody can look here; what else a driver answers may be otherwise a moment later."""
+        return self.status in ("no_nvml", "not_found", "not_supported")
+
 
 class Gpu(msgspec.Struct, frozen=True):
     """What a lease is for. `str()` gives the id."""

@@ -83,6 +83,8 @@ async def nobody() -> bool:
 class Verification:
     """Looks at a device until its memory is back, twice in a row, or `terms.settle_time` is over.
 
+    A driver that does not answer is asked again: it is a look like one that finds the memory in use.
+
     `kin` answers which of the listed processes the holder's started.
     `granted` answers whether the lock has been granted to anybody since; it is asked only if a look is not good.
     `ended` gives the reason why a verdict means nothing any more, or an empty text: this process holds the lock again,
@@ -111,6 +113,8 @@ class Verification:
         self._ended = ended
         self._next_holder = False
         self._samples: list[MemorySample] = []
+        self.unanswered = False
+        """The driver did not answer when it was asked last, and may do so later."""
 
     @property
     def last_own(self) -> int | None:
@@ -125,10 +129,7 @@ class Verification:
         while True:
             if reason := self._ended():
                 return skipped(self._gpu, reason)
-            try:
-                looks.append(await self._look(baseline))
-            except NvmlError as error:
-                return unverifiable(self._gpu, f"{error.status}: {error}")
+            looks.append(await self._try_to_look(baseline))
             verdict = settled(looks)
             if verdict is None and len(looks) >= PASSES and clock.now() - begun >= self._terms.settle_time:
                 verdict = final(looks)
@@ -139,11 +140,17 @@ class Verification:
     async def glance(self, baseline: Baseline) -> MemoryReport:
         """What one look says."""
         begun = clock.now()
+        found = await self._try_to_look(baseline)
+        return report(self._gpu, found, self._samples, self._terms, begun)
+
+    async def _try_to_look(self, baseline: Baseline) -> Look:
         try:
             found = await self._look(baseline)
         except NvmlError as error:
-            return unverifiable(self._gpu, f"{error.status}: {error}")
-        return report(self._gpu, found, self._samples, self._terms, begun)
+            self.unanswered = not error.lasts
+            return Look("unverifiable", f"{error.status}: {error}", None, None, None, for_good=error.lasts)
+        self.unanswered = False
+        return found
 
     async def _look(self, baseline: Baseline) -> Look:
         reading = await self._nvml.read(self._uuid, processes=self._pids is not None, version=baseline.version)

@@ -119,6 +119,70 @@ async def test_a_cancellation_ends_the_wait_and_the_lock_is_free(gpu_manager: Gp
     assert (await snapshot(gpu_manager)).value is None
 
 
+def is_dirty(server: redis.Redis) -> bool:
+    """Whether the next holder must look before its body begins."""
+    return bool(server.hget(lock_keys(uuid(0), "gpu_lock").fence, "dirty") == "1")
+
+
+@pytest.mark.parametrize("left", [0, GiB])
+async def test_after_a_release_that_was_cancelled_the_next_holder_looks_if_the_memory_was_not_back(
+    gpu_manager: GpuLockManager, sim: Simulation, redis_cleanup: redis.Redis, left: int
+) -> None:
+    lease = await gpu_manager.lock(0, gpu_memory=memory("raise", 60)).acquire()
+    sim.device(0).unattributed = left
+    with anyio.move_on_after(0):
+        await lease.release()
+    assert is_dirty(redis_cleanup) is bool(left)
+    sim.device(0).unattributed = 0
+    report = await eventually(lambda: lease.memory_report, description="the verdict, behind the hand-off")
+    assert report.status == "freed"
+
+
+async def test_a_driver_that_fails_for_a_while_is_asked_again_and_the_leak_quarantined(
+    gpu_manager: GpuLockManager, sim: Simulation
+) -> None:
+    lease = await gpu_manager.lock(0, gpu_memory=memory("quarantine", 1)).acquire()
+    sim.use(0, 9 * GiB)
+    release = asyncio.create_task(lease.release())
+    await asyncio.sleep(0.1)
+    sim.call("by_uuid").error = 999
+    await asyncio.sleep(0.3)
+    assert not release.done()
+    sim.call("by_uuid").error = 0
+    await release
+    assert lease.memory_report is not None
+    assert (lease.memory_report.status, lease.memory_report.bytes) == ("not_freed", 9 * GiB)
+    assert "left 9216 MiB" in ((await snapshot(gpu_manager)).quarantine or "")
+
+
+async def test_memory_that_comes_back_while_the_driver_fails_is_found_back(
+    gpu_manager: GpuLockManager, sim: Simulation
+) -> None:
+    lease = await gpu_manager.lock(0, gpu_memory=memory("quarantine", 30)).acquire()
+    sim.use(0, 9 * GiB)
+    sim.call("by_uuid").error = 999
+    release = asyncio.create_task(lease.release())
+    await asyncio.sleep(0.1)
+    sim.use(0, 0)
+    sim.call("by_uuid").error = 0
+    await release
+    assert lease.memory_report is not None
+    assert lease.memory_report.status == "freed"
+
+
+@pytest.mark.parametrize(("code", "dirty"), [(15, True), (3, False)])
+async def test_where_the_driver_did_not_answer_to_the_end_the_next_holder_looks(
+    gpu_manager: GpuLockManager, sim: Simulation, redis_cleanup: redis.Redis, code: int, *, dirty: bool
+) -> None:
+    """Where nobody can ever look the next holder cannot either."""
+    async with gpu_manager.lock(0, gpu_memory=memory("hold")) as lease:
+        sim.call("by_uuid").error = code
+    assert lease.memory_report is not None
+    assert lease.memory_report.status == "unverifiable"
+    assert f"(code {code})" in lease.memory_report.reason
+    assert is_dirty(redis_cleanup) is dirty
+
+
 @pytest.mark.parametrize("how", ["task", "scope"])
 async def test_a_release_under_quarantine_that_is_cancelled_leaves_its_quarantine(
     gpu_manager: GpuLockManager, sim: Simulation, how: str
@@ -208,7 +272,7 @@ async def test_a_leaked_lease_keeps_nobody_waiting_for_its_memory(
     begun = time.monotonic()
     await eventually(free, description="the release")
     assert time.monotonic() - begun < 20
-    assert redis_cleanup.hget(lock_keys(uuid(0), "gpu_lock").fence, "dirty") == "1"
+    assert is_dirty(redis_cleanup)
 
 
 # raise
@@ -278,7 +342,10 @@ def test_threads_are_told_too(sim: Simulation, redis_url: str, monkeypatch: pyte
 async def test_the_caches_of_imported_libraries_are_given_back_before_the_verdict(
     gpu_manager: GpuLockManager, sim: Simulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cuda = types.SimpleNamespace(is_initialized=lambda: True, empty_cache=lambda: sim.use(0, 0))
+    cuda = types.SimpleNamespace(
+        is_initialized=lambda: True, set_device=lambda _device: None, empty_cache=lambda: sim.use(0, 0)
+    )
+    monkeypatch.setattr(reclaim, "with_a_context", lambda: [0])
     monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
     told: list[str] = []
     lock = gpu_manager.lock(0, cleanup=lambda: told.append("hook"), gpu_memory=memory("raise", cleanup=["gc", "torch"]))
