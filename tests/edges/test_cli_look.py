@@ -72,6 +72,7 @@ def test_a_lock_that_cannot_be_read_is_shown_with_what_to_do(shell: Shell, redis
         seen = told(shell, *words)
         assert [lock["gpu_id"] for lock in seen["locks"]] == ["1"]
         assert "gpu_lock:0 cannot be read" in seen["unreadable"]["0"]
+    assert "gpu_lock:0 cannot be read" in shell.run("top", "--once").stdout
     refused = shell.run("queue", "0")
     assert refused.returncode != 0
     assert refused.stderr.count("\n") == 1
