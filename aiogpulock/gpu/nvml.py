@@ -50,10 +50,12 @@ class Asked(Generic[T]):
 
     async def _answer(self) -> T:
         """Who is cancelled ends no call: another may wait for it."""
+        answer = asyncio.wrap_future(self._call)
+        answer.add_done_callback(_heard)
         try:
             # A blocked event loop may have kept the thread from running, too: it gets a moment in any case.
             async with asyncio.timeout(max(self._deadline - clock.now(), self._limit / 100)):
-                return await asyncio.shield(asyncio.wrap_future(self._call))
+                return await asyncio.shield(answer)
         except asyncio.CancelledError:
             if not self._call.cancelled():
                 raise
@@ -253,6 +255,12 @@ os.register_at_fork(after_in_child=_after_fork)
 def shared() -> Nvml:
     """The one `Nvml` of this process: all managers, the web page and the doctor ask the driver through one thread."""
     return Nvml()
+
+
+def _heard(answer: asyncio.Future[Any]) -> None:
+    """asyncio complains of an error that nobody asks for: whoever waited may have gone."""
+    if not answer.cancelled():
+        answer.exception()
 
 
 def _unexpected(error: BaseException) -> NvmlError:

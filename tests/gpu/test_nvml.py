@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
@@ -142,6 +143,18 @@ async def test_a_wedged_driver_is_refused_at_once_starts_no_more_threads_and_may
         assert nvml.threads_started == 1
     wait_until(lambda: not nvml.wedged, description="the driver answers again")
     assert (await nvml.read(uuid(0))).used == 0
+
+
+async def test_an_error_that_comes_when_nobody_waits_any_more_is_not_complained_of(
+    sim: Simulation, nvml: Nvml, caplog: pytest.LogCaptureFixture
+) -> None:
+    sim.call("by_uuid").error = 999
+    with sim.hung("by_uuid"), pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await nvml.read(uuid(0))
+    await nvml.driver_version()
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 async def test_a_process_that_can_start_no_thread_is_told_so_and_the_next_call_tries_again(
