@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import structs
 
@@ -22,9 +22,9 @@ from aiogpulock.foreign import family, named
 from aiogpulock.gpu.finder import DRIVER_STARTS
 from aiogpulock.gpu.memory import PASSES
 from aiogpulock.gpu.nvml import Nvml
-from aiogpulock.gpu.obstacles import Demands, Kind, Obstacle, gib, obstacles
+from aiogpulock.gpu.obstacles import Demands, Kind, Obstacle, gib, names_others, obstacles
 from aiogpulock.gpu.quarantine import still_theirs
-from aiogpulock.gpu.records import Gpu, NvmlError
+from aiogpulock.gpu.records import Gpu, MemoryReading, NvmlError
 from aiogpulock.gpu.verify import Pauses
 from aiogpulock.lease import Hold
 from aiogpulock.leaving import leave, reason_for
@@ -39,8 +39,8 @@ LOOK_AT_LEAST, LOOK_AT_MOST = 0.5, 60.0
 """Seconds for one look, beside what is left of the wait: it takes milliseconds, and a second one may come later. The
 driver itself gives up sooner than the most."""
 
-_blind: set[str] = set()
-"""Locks that this process holds without a look, and has said so."""
+_blind: set[tuple[str, Literal["look", "others"]]] = set()
+"""Locks that this process holds without a look, or without telling others' memory from its own, and has said so."""
 
 
 async def admitted(manager: GpuLockManager, wish: Wish, begun: float) -> Hold:
@@ -118,6 +118,7 @@ class Admission:
         pids = manager.caretaker.pids()
         self._demands = Demands(
             tolerance=memory.tolerance_bytes,
+            context=memory.context_bytes,
             pids=pids,
             require_free=memory.require_free_bytes,
             idle=memory.on_busy in ("wait", "raise") or (self._dirty and memory.on_busy == "warn"),
@@ -201,7 +202,22 @@ class Admission:
     async def _look(self, uuid: str) -> list[Obstacle]:
         reading = await self._manager.caretaker.nvml.read(uuid)
         _check_size(self._memory.require_free_bytes, uuid, reading.total)
-        return obstacles(reading, structs.replace(self._demands, pids=family(self._demands.pids, reading)))
+        demands = structs.replace(self._demands, pids=family(self._demands.pids, reading))
+        if self._memory.on_busy in ("wait", "raise") and not names_others(reading, demands):
+            self._cannot_tell_others(reading)
+        return obstacles(reading, demands)
+
+    def _cannot_tell_others(self, reading: MemoryReading) -> None:
+        """Nobody counts as foreign, and nobody is refused for that: a container may hold what is in use itself."""
+        lock = self._hold.keys.lock
+        if (lock, "others") not in _blind:
+            _blind.add((lock, "others"))
+            logger.warning(
+                "%s is held without knowing whether others use the GPU (not checked: on_busy): NVML does not tell here "
+                "whose the %s in use are, as in a container with pids of its own, or under MPS",
+                lock,
+                gib(reading.used),
+            )
 
     def _patience(self, kind: Kind) -> float:
         """Seconds for which an obstacle may stand. Memory takes its time to come back, whoever had it."""
@@ -251,8 +267,8 @@ class Admission:
         lock, gpu = self._hold.keys.lock, self._hold.gpu
         names_a_device = gpu.uuid is not None or gpu.index is not None
         meant = self._memory.nvml == "off"  # whoever set it knows
-        level = logging.WARNING if names_a_device and not meant and lock not in _blind else logging.DEBUG
-        _blind.add(lock)
+        level = logging.WARNING if names_a_device and not meant and (lock, "look") not in _blind else logging.DEBUG
+        _blind.add((lock, "look"))
         logger.log(level, "%s is held without a look at the GPU%s: %s", lock, self._unchecked(), why)
 
     def _unchecked(self) -> str:

@@ -86,13 +86,13 @@ class Caretaker:
             hold.memory_report = unverifiable(hold.gpu.id, reason)
         elif uuid is not None and (episode := known_episode(uuid)) is not None:
             episode.begin_unseen(hold)
+        if uuid is not None and settings.on_busy == "warn":
+            self._others.watch(hold, uuid, settings)
 
     def _care_for(self, hold: Hold, uuid: str, settings: GpuMemorySettings) -> None:
         episode = episode_on(uuid)
         before = episode.begin(hold, partial(self._look, uuid))
         self._cares[hold.id] = Care(hold, settings, before, episode)
-        if settings.on_busy == "warn":
-            self._others.watch(hold, uuid, settings)
 
     async def begin_with_a_look(self, hold: Hold, settings: GpuMemorySettings) -> None:
         """The same for a hold whose body waits for the first look: what it allocates is known to be its own."""

@@ -47,7 +47,8 @@ class Care:
 
     @property
     def terms(self) -> Terms:
-        return Terms(tolerance=self.settings.tolerance_bytes, settle_time=self.settings.settle_time)
+        memory = self.settings
+        return Terms(tolerance=memory.tolerance_bytes, context=memory.context_bytes, settle_time=memory.settle_time)
 
 
 class Found(NamedTuple):

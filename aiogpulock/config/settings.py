@@ -67,6 +67,7 @@ class GpuMemorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     policy: Literal["off", "report", "hold", "raise", "quarantine"] = "report"
     tolerance: Size = "256MiB"
+    context: Size = "512MiB"
     settle_time: Seconds = 5.0
     require_free: Size | None = None
     on_busy: Literal["ignore", "warn", "wait", "raise"] = "warn"
@@ -77,6 +78,10 @@ class GpuMemorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     @property
     def tolerance_bytes(self) -> int:
         return parse_size(self.tolerance, "gpu_lock.gpu_memory.tolerance")
+
+    @property
+    def context_bytes(self) -> int:
+        return parse_size(self.context, "gpu_lock.gpu_memory.context")
 
     @property
     def require_free_bytes(self) -> int | None:
@@ -210,6 +215,7 @@ SCHEMA = Schema(
         "gpu_lock.redis.url": check_redis_url,
         "gpu_lock.redis.namespace": _check_namespace,
         "gpu_lock.gpu_memory.tolerance": parse_size,
+        "gpu_lock.gpu_memory.context": parse_size,
         "gpu_lock.gpu_memory.cleanup": check_reclaimers,
         "gpu_lock.gpu_memory.require_free": lambda value, key: None if value is None else parse_size(value, key),
         "gpu_lock_alerts.urls": check_alert_urls,

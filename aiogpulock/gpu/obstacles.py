@@ -18,6 +18,8 @@ class Demands(msgspec.Struct, frozen=True, kw_only=True):
     """What a holder asks of its GPU."""
 
     tolerance: int
+    context: int = CONTEXT_BYTES
+    """Who has no more than that does not use it."""
     pids: frozenset[int] | None
     """The holder's own, as NVML numbers them; None: its numbers are not ours, and nobody counts as foreign."""
     require_free: int | None = None
@@ -61,7 +63,7 @@ def obstacles(reading: MemoryReading, demands: Demands) -> list[Obstacle]:
     if demands.require_free is not None and reading.free < demands.require_free:
         text = f"{gib(reading.free)} of {gib(reading.total)} are free, and {gib(demands.require_free)} are required"
         found.append(Obstacle("short", text, foreign))
-    busy = tuple(process for process in foreign if process.bytes is None or process.bytes > CONTEXT_BYTES)
+    busy = tuple(process for process in foreign if process.bytes is None or process.bytes > demands.context)
     if demands.idle and busy:
         found.append(Obstacle("busy", "processes use it that do not hold its lock", busy))
     return found
@@ -81,6 +83,14 @@ def foreign_processes(reading: MemoryReading, pids: frozenset[int] | None) -> tu
     if pids is None:
         return ()
     return tuple(process for process in reading.processes or () if process.pid not in pids)
+
+
+def names_others(reading: MemoryReading, demands: Demands) -> bool:
+    """Whether a foreign process that uses the device would be found: with next to nothing in use there is none."""
+    if reading.used <= demands.context:
+        return True
+    listed = reading.processes or ()
+    return demands.pids is not None and any(process.bytes is None or process.bytes > 0 for process in listed)
 
 
 def gib(size: int) -> str:

@@ -281,17 +281,19 @@ async def test_a_cancelled_wait_leaves_nothing_behind(gpu_manager: GpuLockManage
     assert len(gpu_manager.owners) == 0
 
 
-async def test_warn_names_the_others_once_and_ignore_does_not(
-    gpu_manager: GpuLockManager, sim: Simulation, stranger: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    def warnings() -> list[str]:
-        return [record.message for record in caplog.records if "others use the GPU" in record.message]
+OTHERS_USE_IT = "others use the GPU"
 
+
+@pytest.mark.parametrize("policy", ["report", "off"])
+async def test_warn_names_the_others_once_and_ignore_does_not(
+    gpu_manager: GpuLockManager, sim: Simulation, stranger: int, caplog: pytest.LogCaptureFixture, policy: str
+) -> None:
     for on_busy, count in (("ignore", 0), ("warn", 1), ("warn", 1)):
-        async with gpu_manager.lock(0, task_name="mine", gpu_memory=asked(0.05, on_busy=on_busy)):
+        memory = asked(0.05, on_busy=on_busy, policy=policy)
+        async with gpu_manager.lock(0, task_name="mine", gpu_memory=memory):
             await asyncio.sleep(0.3)
-        assert len(warnings()) == count
-    assert f"is held by mine, and others use the GPU: pid {stranger} (sleep) with 9216 MiB" in warnings()[0]
+        assert caplog.text.count(OTHERS_USE_IT) == count
+    assert f"is held by mine, and others use the GPU: pid {stranger} (sleep) with 9216 MiB" in caplog.text
     known = gpu_manager.caretaker._others._known
     assert [pid for pid, _ in known[uuid(0)]] == [stranger]
     sim.use(0, 0, pid=stranger)
@@ -300,24 +302,65 @@ async def test_warn_names_the_others_once_and_ignore_does_not(
     assert not known[uuid(0)], "who has left is forgotten"
 
 
-@pytest.mark.parametrize("listing", ["no_bytes", "nothing"])
-async def test_lists_without_figures(gpu_manager: GpuLockManager, sim: Simulation, stranger: int, listing: Any) -> None:
-    """A process whose memory the driver does not tell is foreign all the same; an empty list names nobody."""
-    sim.list_processes(0, listing)
-    lock = gpu_manager.lock(0, gpu_memory=asked(on_busy="raise"))
-    if listing == "nothing":
-        async with lock:
-            return
-    with pytest.raises(DeviceBusyError, match="memory not told"):
-        await lock.acquire()
-
-
-async def test_in_a_container_nobody_counts_as_foreign(
-    gpu_manager: GpuLockManager, stranger: int, monkeypatch: pytest.MonkeyPatch
+async def test_who_stays_is_named_although_each_hold_is_short(
+    gpu_manager: GpuLockManager, sim: Simulation, stranger: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("aiogpulock.gpu.verify._in_the_initial_namespace", lambda *_: False)
-    monkeypatch.delenv("AIOGPULOCK_NVML_PIDS")
-    async with gpu_manager.lock(0, gpu_memory=asked(on_busy="raise")):
+    lock = gpu_manager.lock(0, gpu_memory=asked(0.5))
+    begun = time.monotonic()
+    while time.monotonic() - begun < 1.5:
+        async with lock:
+            await asyncio.sleep(0.05)
+    assert caplog.text.count(OTHERS_USE_IT) == 1
+
+
+async def test_a_holder_before_who_is_still_giving_memory_back_is_not_named(
+    gpu_manager: GpuLockManager, sim: Simulation, stranger: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks = gpu_manager.caretaker._others._seen
+    for bytes_of_it in (9 * GiB, 0, 9 * GiB):
+        sim.use(0, bytes_of_it, pid=stranger)
+        async with gpu_manager.lock(0, gpu_memory=asked(0.3)):
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(0.35)
+    assert list(looks) == [uuid(0)], "it has looked"
+    assert OTHERS_USE_IT not in caplog.text
+
+
+async def test_a_process_whose_memory_the_driver_does_not_tell_is_foreign_all_the_same(
+    gpu_manager: GpuLockManager, sim: Simulation, stranger: int
+) -> None:
+    sim.list_processes(0, "no_bytes")
+    with pytest.raises(DeviceBusyError, match="memory not told"):
+        await gpu_manager.lock(0, gpu_memory=asked(on_busy="raise")).acquire()
+
+
+@pytest.mark.parametrize("listing", ["nothing", "zero_bytes", "a container's"])
+async def test_where_others_cannot_be_told_nobody_counts_as_foreign_and_the_log_says_so_once(
+    gpu_manager: GpuLockManager,
+    sim: Simulation,
+    stranger: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    listing: Any,
+) -> None:
+    if listing == "a container's":
+        monkeypatch.setattr("aiogpulock.gpu.verify._in_the_initial_namespace", lambda *_: False)
+        monkeypatch.delenv("AIOGPULOCK_NVML_PIDS")
+    else:
+        sim.list_processes(0, listing)
+    said = "(not checked: on_busy): NVML does not tell here whose the 9.0 GiB in use are"
+    for on_busy, count in (("warn", 0), ("raise", 1), ("wait", 1)):
+        async with gpu_manager.lock(0, gpu_memory=asked(on_busy=on_busy)):
+            assert caplog.text.count(said) == count
+
+
+async def test_a_context_of_that_size_does_not_use_the_gpu(
+    gpu_manager: GpuLockManager, sim: Simulation, stranger: int
+) -> None:
+    sim.use(0, 800 * MiB, pid=stranger)
+    with pytest.raises(DeviceBusyError):
+        await gpu_manager.lock(0, gpu_memory=asked(on_busy="raise")).acquire()
+    async with gpu_manager.lock(0, gpu_memory=asked(on_busy="raise", context="1GiB")):
         pass
 
 

@@ -42,6 +42,7 @@ def test_each_demand_has_its_obstacle() -> None:
     assert kinds(seen, require_free=38 * GiB) == set()
     assert kinds(seen, require_free=39 * GiB) == {"short"}
     assert kinds(seen, pids=None, idle=True) == set()
+    assert kinds(seen, context=9 * GiB, idle=True) == set()
 
 
 @given(own=SIZES, other=SIZES, left=SIZES, need=SIZES)

@@ -30,7 +30,7 @@ from aiogpulock.keys import lock_keys
 from aiogpulock.models import LockSnapshot
 from tests.gpu.processes import Told
 from tests.gpu.test_report import counting
-from tests.nvml_sim import GiB, Simulation, uuid
+from tests.nvml_sim import GiB, MiB, Simulation, uuid
 from tests.unit.support import eventually
 
 
@@ -52,6 +52,16 @@ async def test_a_clean_hold_is_judged_before_it_is_handed_on(
         sim.use(0, 0)
     assert lease.memory_report is not None
     assert lease.memory_report.status == "freed"
+
+
+@pytest.mark.parametrize(("context", "status"), [("512MiB", "not_freed"), ("1GiB", "freed_except_context")])
+async def test_a_context_may_be_larger_than_usual(
+    gpu_manager: GpuLockManager, sim: Simulation, context: str, status: str
+) -> None:
+    async with gpu_manager.lock(0, gpu_memory=memory("hold", context=context)) as lease:
+        sim.use(0, 800 * MiB)
+    assert lease.memory_report is not None
+    assert lease.memory_report.status == status
 
 
 async def test_hold_waits_until_the_memory_is_back_and_others_see_it_draining(

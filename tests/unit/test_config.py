@@ -114,6 +114,10 @@ def test_the_example_names_every_key_and_its_default() -> None:
         ("gpu_lock: {redis: {connect_timeout: 0}}", ["gpu_lock.redis.connect_timeout: got 0,"]),
         ("gpu_lock: {gpu_memory: {tolerance: 256}, heartbeat: 5}", ["gpu_lock.heartbeat: got 5, expected a mapping"]),
         (
+            "gpu_lock: {gpu_memory: {context: much}}",
+            ["gpu_lock.gpu_memory.context: got 'much', expected a size"],
+        ),
+        (
             "gpu_lock: {gpu_memory: {tolerance: plenty}}",
             ["gpu_lock.gpu_memory.tolerance: got 'plenty', expected a size"],
         ),
@@ -510,6 +514,7 @@ def test_a_size_stays_as_written_and_is_offered_in_bytes(file: Path) -> None:
     memory = lock_of(file, "gpu_lock: {gpu_memory: {tolerance: 1GiB}}").gpu_memory
     assert (memory.tolerance, memory.tolerance_bytes, memory.require_free_bytes) == ("1GiB", 2**30, None)
     assert GpuMemorySettings(require_free="20GiB").require_free_bytes == 20 * 2**30
+    assert GpuMemorySettings(context="1GiB").context_bytes == 2**30
 
 
 # --- the lease ---
