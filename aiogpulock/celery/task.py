@@ -9,7 +9,7 @@ import secrets
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, ParamSpec, TypeVar
+from typing import Any, ClassVar, ParamSpec, Self, TypeVar
 
 from celery import Task, current_task
 from celery.exceptions import Retry, TaskPredicate
@@ -74,7 +74,7 @@ class GpuTask(Task):  # type: ignore[misc]
     """The base class of tasks that run under the lock of their GPU.
 
     ``@app.task(base=GpuTask, gpu_lock={"max_wait_time": 60})``: `gpu_lock` takes the arguments of the decorator. The
-    lock is around ``run``, so ``autoretry_for=(LockTimeoutError,)`` covers the wait.
+    lock is around ``run``, wherever the class has that from, so ``autoretry_for=(LockTimeoutError,)`` covers the wait.
     """
 
     abstract = True
@@ -84,13 +84,18 @@ class GpuTask(Task):  # type: ignore[misc]
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        run = cls.__dict__.get("run")
-        if run is None:
-            return
+        cls._locking(lambda: None)  # refuses bad options where the class is defined
+
+    def __new__(cls, *args: Any, **keywords: Any) -> Self:
+        task: Self = super().__new__(cls)
+        # Of the task, not of its class: `super().run()` must not wait for itself, and an inherited `run` is covered.
+        task.run = cls._locking(task.run)
+        return task
+
+    @classmethod
+    def _locking(cls, run: Callable[..., Any]) -> Callable[..., Any]:
         with refused_in_one_line(f"task {cls.name or cls.__qualname__}"):
-            under_lock = _under_lock(**cls.gpu_lock)
-            # What `@app.task` makes of a function is static, unless it is bound.
-            cls.run = staticmethod(under_lock(run.__func__)) if isinstance(run, staticmethod) else under_lock(run)
+            return _under_lock(**cls.gpu_lock)(run)
 
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         """Celery calls this after a failure. Whatever the task still holds in this process is released."""

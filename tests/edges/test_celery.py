@@ -11,8 +11,9 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import celery
 import psutil
 import pytest
 import redis
@@ -20,8 +21,10 @@ from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 from celery.result import AsyncResult
 
-from aiogpulock import death_watch
+from aiogpulock import death_watch, sync
+from aiogpulock.celery import GpuTask, current_lease
 from aiogpulock.celery.pool import Announcements
+from aiogpulock.errors import ConfigError
 from tests import tts
 from tests.helpers import wait_until
 from tests.integration.conftest import register as register
@@ -254,6 +257,84 @@ def test_a_death_watch_that_cannot_live_is_started_ever_more_rarely(
     assert 1 <= caplog.text.count("it is started again") <= 3
     os.close(announcements._read)
     os.close(announcements._write)
+
+
+@pytest.fixture
+def eager(redis_url: str, monkeypatch: pytest.MonkeyPatch, redis_cleanup: redis.Redis) -> Iterator[Celery]:
+    """An app whose tasks run where they are sent from."""
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setenv("AIOGPULOCK_RESTART_GRACE", "0")
+    with Celery("eager", broker="memory://", backend="cache+memory://", set_as_current=False) as app:
+        app.conf.task_always_eager = True
+        yield app
+    sync.close()
+
+
+class Speaks(GpuTask):
+    """A base class that can be a task itself."""
+
+    name = "speaks"
+    gpu_lock: ClassVar[dict[str, Any]] = {"gpu_id": 3, "max_wait_time": 1}
+
+    def run(self, text: str) -> str:
+        return current_lease().key
+
+
+class Mixin:
+    def run(self, text: str) -> str:
+        return current_lease().key
+
+
+class Plain(celery.Task):
+    run = Mixin.run
+
+
+class Mixed(Mixin, GpuTask):
+    name = "mixed"
+
+
+class OfAPlainTask(Plain, GpuTask):
+    name = "of a plain task"
+
+
+class Inherits(Speaks):
+    name = "inherits"
+    gpu_lock: ClassVar[dict[str, Any]] = {"gpu_id": 5}
+
+    def __init__(self) -> None:  # as tasks have that load a model
+        self.model = "loaded"
+
+
+class Extends(Speaks):
+    name = "extends"
+
+    def run(self, text: str) -> str:
+        return f"{current_lease().key}, {super().run(text)}"
+
+
+@pytest.mark.parametrize(
+    ("task", "locked"),
+    [
+        (Speaks, "gpu_lock:3"),
+        (Mixed, "gpu_lock:0"),
+        (OfAPlainTask, "gpu_lock:0"),
+        (Inherits, "gpu_lock:5"),
+        (Extends, "gpu_lock:3, gpu_lock:3"),
+    ],
+)
+def test_wherever_a_class_has_its_run_from_it_is_under_the_lock_of_that_class(
+    eager: Celery, task: type[GpuTask], locked: str
+) -> None:
+    registered = eager.register_task(task())
+    assert registered.delay("hello").get() == locked
+    assert registered("called directly") == locked
+
+
+def test_bad_options_of_a_class_are_refused_where_it_is_defined() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key; did you mean 'max_wait_time'\?"):
+
+        class Misspelt(GpuTask):
+            gpu_lock: ClassVar[dict[str, Any]] = {"max_wait_tiem": 60}
 
 
 MISSPELT = """
