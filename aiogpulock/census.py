@@ -41,9 +41,10 @@ class Census:
         Raises `RedisUnavailableError`, `AuthenticationError`.
         """
         indexed = await self._client.execute("ZRANGE", index_key(self._namespace), 0, -1)
+        before = self._strays  # what is gone is looked at once more: that it is gone is news as well
         async with self._scanning:
             complete = await self._scan(pages, seconds)
-        ids = self._strays.union(gpu_id.decode("utf-8", "replace") for gpu_id in indexed)
+        ids = before | self._strays | {gpu_id.decode("utf-8", "replace") for gpu_id in indexed}
         return [lock_keys(gpu_id, self._namespace) for gpu_id in sorted(filter(_is_lock_id, ids))], complete
 
     async def _scan(self, pages: int, seconds: float) -> bool:
@@ -62,7 +63,7 @@ class Census:
             self._pass.update(gpu_id for gpu_id in ids if not gpu_id.endswith(_HEARTBEAT_SUFFIX))
             while len(self._pass) > MOST_STRAYS:
                 self._pass.pop()
-            self._strays |= self._pass
+            self._strays = self._strays | self._pass
             while len(self._strays) > MOST_STRAYS:
                 self._strays.pop()
             if self._cursor == b"0":

@@ -50,14 +50,14 @@ def index_key(namespace: str) -> str:
     return f"{{{namespace}}}:index"
 
 
-def speaker_key(namespace: str) -> str:
-    """Which of several monitors tells people."""
-    return f"{{{namespace}}}:monitor"
+def speaker_key(namespace: str, audience: str = "") -> str:
+    """Which of several monitors tells an audience."""
+    return f"{{{namespace}}}:{audience}{audience and ':'}monitor"
 
 
-def told_key(namespace: str) -> str:
-    """Until when people have been told everything, epoch seconds of the server."""
-    return f"{{{namespace}}}:told"
+def told_key(namespace: str, audience: str = "") -> str:
+    """Until when an audience has been told everything, epoch seconds of the server."""
+    return f"{{{namespace}}}:{audience}{audience and ':'}told"
 
 
 def inbox_channel(namespace: str, database: int, name: str) -> str:

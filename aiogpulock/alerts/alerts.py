@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
 import time
 from collections.abc import Iterable
@@ -32,6 +33,8 @@ class Alerts:
         self._ledger = Ledger(settings.repeat_after)
         self._log = log
         self._lock = threading.Lock()
+        self.audience = self._audience()
+        """Who is told, as a short text: the same for the same URLs, or the same kind of log."""
 
     def __call__(self, alert: Alert, *, spoken_until: float | None = None) -> None:
         """Something happened. `spoken_until` as for `conditions`."""
@@ -40,14 +43,22 @@ class Alerts:
             self._post(notices)
         self._tell_log(notices)
 
-    def conditions(self, active: Iterable[Alert], *, complete: bool = True, spoken_until: float | None = None) -> None:
+    def conditions(
+        self,
+        active: Iterable[Alert],
+        *,
+        own: Iterable[Alert] = (),
+        complete: bool = True,
+        spoken_until: float | None = None,
+    ) -> None:
         """All that is the case now; what was the case at the last call and is not any more is resolved.
 
         Not `complete`: only what is in `active` is known, and nothing is resolved. With `spoken_until`, on `clock.now`,
-        it is only remembered: somebody else tells people, and had told all until then.
+        it is only remembered: somebody else tells people, and had told all until then. `own` is the case as well, and
+        nobody else can see it.
         """
         with self._lock:
-            notices = self._ledger.conditions(active, complete=complete, spoken_until=spoken_until)
+            notices = self._ledger.conditions(active, own=own, complete=complete, spoken_until=spoken_until)
             self._post(notices)
         self._tell_log(notices)
 
@@ -59,6 +70,7 @@ class Alerts:
             self._retired = [channel for channel in self._retired if channel.busy] + dropped
             self.settings, self._channels = settings, channels
             self._ledger.repeat_after = settings.repeat_after
+            self.audience = self._audience()
         for channel in dropped:
             channel.end()
 
@@ -70,6 +82,13 @@ class Alerts:
             channel.end(hurry=True)
         for channel in channels:
             await asyncio.to_thread(channel.join, max(0.0, deadline - time.monotonic()))
+
+    def _audience(self) -> str:
+        if not self._channels:
+            return "" if self._log is log_alert else "hook"
+        # Slow, since a URL may have a password that can be guessed: the result stands in Redis.
+        urls = "\n".join(sorted(self._channels)).encode()
+        return hashlib.pbkdf2_hmac("sha256", urls, b"aiogpulock", 200_000, dklen=4).hex()
 
     def _post(self, notices: Iterable[Notice]) -> None:
         for notice in notices:

@@ -20,6 +20,7 @@ from aiogpulock.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 HOW_TO_INSTALL = "pip install 'aiogpulock[alerts]'"
+_PAGERDUTY = re.compile(r"pagerduty://", re.IGNORECASE)
 _BAD = ("WARNING", "ERROR", "CRITICAL")
 _TALKATIVE = ("apprise", "urllib3.connectionpool", "urllib3.util.retry", "requests")
 
@@ -43,7 +44,9 @@ class Channel:
     def __init__(self, url: str) -> None:
         self.place = redact_alert_url(url)
         self._veil = _Veil(url)
-        self._target = _target(url, self.place, self._veil)
+        self._by_title = bool(_PAGERDUTY.match(url))
+        """An incident is known by its title there, from its beginning to its end: no state in it."""
+        self._target = _target(_with_ends(url), self.place, self._veil)
         self._waiting: deque[Notice] = deque()
         self._changed = threading.Condition()
         self._ending = False
@@ -58,12 +61,12 @@ class Channel:
         return thread is not None and thread.is_alive()
 
     def post(self, notice: Notice) -> None:
-        """Deliver soon; does not wait. When too many wait already, this one is dropped, and the log says so."""
+        """Deliver soon, the urgent first; does not wait. Of too many the last in line is dropped: the log says so."""
         with self._changed:
-            if len(self._waiting) >= self.WAITING:
-                logger.error("%s takes no alerts: %s was dropped", self.place, notice.title)
-                return
-            self._waiting.append(notice)
+            place = sum(other.urgency >= notice.urgency for other in self._waiting)
+            self._waiting.insert(place, notice)
+            if len(self._waiting) > self.WAITING:
+                logger.error("%s takes no alerts: %s was dropped", self.place, self._waiting.pop().title)
             self._changed.notify()
             if not self.busy:  # the first one; or the thread stayed behind in another process, at a fork
                 self._thread = threading.Thread(target=self._run, name="aiogpulock-alerts", daemon=True)
@@ -89,8 +92,9 @@ class Channel:
         """Deliver now, on this thread; one attempt, in the time that Apprise allows it: some 8 s per request."""
         with self._veil:
             try:
+                title = notice.subject if self._by_title else notice.title
                 result = self._target.notify(
-                    title=notice.title, body=notice.body, notify_type=_kind(notice), body_format="text"
+                    title=title, body=notice.body, notify_type=_kind(notice), body_format="text"
                 )
                 told = [
                     entry.message for service in result.results for entry in service.logs() if entry.level != "INFO"
@@ -148,6 +152,13 @@ class _Veil(logging.Filter):
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text
+
+
+def _with_ends(url: str) -> str:
+    """Apprise opens incidents at PagerDuty, and ends none of them unless the URL asks for it."""
+    if not _PAGERDUTY.match(url) or re.search(r"[?&]action=", url):
+        return url
+    return f"{url}{'&' if '?' in url else '?'}action=map"
 
 
 def _target(url: str, place: str, veil: _Veil) -> Any:

@@ -27,6 +27,8 @@ class _Known:
     seen: float
     alert: Alert
     told: float | None = None
+    own: bool = False
+    """Nobody else can see it."""
     held_back: bool = False
 
 
@@ -57,25 +59,32 @@ class Ledger:
         return self._raised(known, now, "raised")
 
     def conditions(
-        self, active: Iterable[Alert], *, complete: bool = True, spoken_until: float | None = None
+        self,
+        active: Iterable[Alert],
+        *,
+        own: Iterable[Alert] = (),
+        complete: bool = True,
+        spoken_until: float | None = None,
     ) -> list[Notice]:
         """All that is the case now: what is new, what lasts, and what has ended since the last call.
 
-        Not `complete`: of what is not in `active` nothing is known, and nothing has ended.
+        `own`: what nobody else can see, so it is told here whoever speaks. Not `complete`: of what is not in `active`
+        nothing is known, and nothing has ended.
         """
-        now, current = self._now(), {_key(alert): alert for alert in active}
+        alone = {_key(alert): alert for alert in own}
+        now, current = self._now(), {_key(alert): alert for alert in active} | alone
         notices: list[Notice] = []
         for key in (self._open.keys() - current.keys()) if complete else ():
             known = self._open[key]
-            if known.told is not None and spoken_until is None:
+            if known.told is not None and (known.own or spoken_until is None):
                 if not (ended := self._notices(known, "resolved")):
                     continue  # its end is told when there is room
                 notices += ended
             del self._open[key]
         for key, alert in current.items():
             known = self._open.setdefault(key, _Known(now, alert))
-            known.alert = alert
-            if self._is_due(known, now, max(self.repeat_after, 1.0), spoken_until):
+            known.alert, known.own = alert, key in alone
+            if self._is_due(known, now, max(self.repeat_after, 1.0), None if known.own else spoken_until):
                 notices += self._raised(known, now, "raised" if known.told is None else "repeated")
         return notices
 

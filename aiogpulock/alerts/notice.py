@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import socket
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
 from aiogpulock.keys import printable
-from aiogpulock.models import Alert
+from aiogpulock.models import Alert, AlertLevel
 
 _MARKUP = {"<": "\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}", ">": "\N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK}"}
 _MENTION = re.compile(r"@(?=\w)")
@@ -27,16 +27,28 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True):
     """Notices that the rate limit has kept from people since the last one."""
 
     @property
+    def state(self) -> str:
+        return "resolved" if self.kind == "resolved" else self.alert.level
+
+    @property
+    def subject(self) -> str:
+        """The same from the first notice of an alert to its end."""
+        return _harmless(" ".join(filter(None, (self.alert.type, self.alert.lock_key))))
+
+    @property
     def title(self) -> str:
-        state = "resolved" if self.kind == "resolved" else self.alert.level
-        return _harmless(f"[{state}] {self.alert.type}" + (f" {self.alert.lock_key}" if self.alert.lock_key else ""))
+        return f"[{self.state}] {self.subject}"
+
+    @property
+    def urgency(self) -> int:
+        return get_args(AlertLevel).index(self.alert.level)
 
     @property
     def body(self) -> str:
         alert = self.alert
         lines = [
             alert.message,
-            f"level: {alert.level}",
+            f"level: {alert.level}" + (", resolved" if self.kind == "resolved" else ""),
             *([f"lock: {alert.lock_key}"] if alert.lock_key else []),
             *([f"task: {alert.task_name}"] if alert.task_name else []),
             f"told by: {socket.gethostname()}",

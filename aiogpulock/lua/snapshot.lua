@@ -1,4 +1,4 @@
--- The lock as it is, at one moment, for status, health and the monitor. Writes nothing.
+-- The lock as it is, at one moment, for status, health and the monitor. Changes nothing of it.
 --
 -- KEYS  see prelude.lua
 -- ARGV  4 how many waiters to list
@@ -12,12 +12,14 @@ local listed, dead = {}, 0
 for _, id in ipairs(redis.call('ZRANGE', QUEUE, 0, tonumber(ARGV[4]) - 1)) do
   local seat = read_seat(id)
   local inbox = seat and read_inbox(seat.inbox)
-  if inbox then
+  if inbox and inbox.expires > now then
     listed[#listed + 1] = {id, seat.task, inbox.process, seat.arrival, inbox.mode, inbox.deaf and 1 or 0}
   else
     dead = dead + 1
   end
 end
-local seats = redis.call('ZCARD', QUEUE)
-return {'snapshot', now, value or '', redis.call('PTTL', LOCK), redis.call('HGETALL', HOLDER), seats, listed,
+local seats, ttl = redis.call('ZCARD', QUEUE), redis.call('PTTL', LOCK)
+-- Whoever sees a foreign value gone, or with an expiry, has seen a sign of life: the next one of the same text stands anew.
+if not foreign or ttl ~= -1 then redis.pcall('HDEL', FENCE, 'foreign', 'foreign_since', 'foreign_token') end
+return {'snapshot', now, value or '', ttl, redis.call('HGETALL', HOLDER), seats, listed,
   redis.call('HGETALL', STATS), dead, seats == 0 and redis.call('EXISTS', WAITERS) or 0, foreign_since(), fence().quarantine}

@@ -17,6 +17,7 @@ if redis.call('EXISTS', QUEUE) == 0 and redis.call('DEL', WAITERS) == 1 and remo
 if removed ~= 0 then
   record('event', 'swept', 'task', '', 'token', '0', 'holder', '', 'reason', 'dead_waiters', 'actor', actor,
     'wait_ms', '0', 'hold_ms', '0', 'seats', text(math.max(0, removed)))
+  count('sweeps')
 end
 local more = false
 if not value and not holder then

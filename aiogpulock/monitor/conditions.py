@@ -9,13 +9,16 @@ from aiogpulock.models import Alert, AlertLevel, LockSnapshot
 from aiogpulock.monitor.plan import Repair, level
 from aiogpulock.monitor.round import FailedRepair, Round
 from aiogpulock.rates import ExceptionRates
+from aiogpulock.zombies import Zombie, ZombieKind
 
+SEEN_HERE: tuple[ZombieKind, ...] = ("process_gone",)
+"""Zombies that only the host of their process can tell."""
 HIGH_EMERGENCY_RELEASE_RATE = 0.05
 HIGH_TIMEOUT_RATE = 0.1
 
 
 def cleaned(repair: Repair) -> Alert:
-    """This monitor has repaired something; whoever speaks for the others, it tells so itself."""
+    """This monitor has repaired something. What another one did is in the lock's history, see `elsewhere`."""
     text = f"{repair.key}: {repair.action}, {repair.detail}"
     return Alert("zombie_lock_cleaned", "warning", repair.key, text, repair.value or "", repair.holder or "")
 
@@ -35,17 +38,22 @@ def conditions(seen: Round, monitor: MonitorSettings, alerts: AlertSettings) -> 
     if seen.error:
         yield Alert("redis_disconnected", "critical", "", seen.error)
         return
-    yield from _zombies(seen)
+    yield from (_zombie(zombie) for zombie in _left(seen) if zombie.kind not in SEEN_HERE)
     for lock in seen.locks:
         yield from _silent(lock, monitor.heartbeat.timeout)
         if lock.quarantine:
             yield Alert("gpu_quarantined", "warning", lock.key, f"{lock.key}: {lock.quarantine}")
     for text in seen.unreadable:
         yield Alert("lock_unreadable", "warning", "", text, text)
-    if seen.audit_error:
-        yield Alert("audit_log_unwritable", "warning", "", seen.audit_error)
     if seen.rates is not None:
         yield from _rates(seen.rates, alerts.min_samples)
+
+
+def own_conditions(seen: Round) -> Iterator[Alert]:
+    """What this host alone can see is the case."""
+    yield from (_zombie(zombie) for zombie in _left(seen) if zombie.kind in SEEN_HERE)
+    if seen.audit_error:
+        yield Alert("audit_log_unwritable", "warning", "", seen.audit_error)
     yield from seen.idle
 
 
@@ -65,13 +73,15 @@ def _held_long(lock: LockSnapshot, settings: MonitorSettings) -> Iterator[Alert]
     yield Alert(f"lock_{reached}", "warning", lock.key, text, lock.holder_id or "", lock.task_name or "")
 
 
-def _zombies(seen: Round) -> Iterator[Alert]:
+def _left(seen: Round) -> list[Zombie]:
     repaired = {(repair.key, repair.cause) for repair in seen.repaired}
-    for zombie in seen.zombies:
-        if (zombie.key, zombie.kind) not in repaired:
-            severity: AlertLevel = "warning" if zombie.kind == "dead_waiters" else "critical"
-            text = f"{zombie.key}: {zombie.detail}"
-            yield Alert("zombie_locks_detected", severity, zombie.key, text, zombie.value or "", zombie.holder or "")
+    return [zombie for zombie in seen.zombies if (zombie.key, zombie.kind) not in repaired]
+
+
+def _zombie(zombie: Zombie) -> Alert:
+    severity: AlertLevel = "warning" if zombie.kind == "dead_waiters" else "critical"
+    text = f"{zombie.key}: {zombie.detail}"
+    return Alert("zombie_locks_detected", severity, zombie.key, text, zombie.value or "", zombie.holder or "")
 
 
 def _silent(lock: LockSnapshot, limit: float) -> Iterator[Alert]:

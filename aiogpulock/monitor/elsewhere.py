@@ -1,4 +1,4 @@
-"""Alerts of other processes: each puts its own into the history of the lock, and here they are found."""
+"""Alerts of other processes, and what other monitors repaired: the history of the lock has it, and here it is found."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ from aiogpulock.redis_client import RedisClient
 
 logger = logging.getLogger(__name__)
 
-COUNTERS = ("alerts", "memory_not_freed")
+REPAIRS = ("reaped", "forced", "swept")
+COUNTERS = (
+    "alerts",
+    "memory_not_freed",
+    "ended_lease_expired",
+    "ended_process_gone",
+    "ended_forced_by_monitor",
+    "sweeps",
+)
 
 
 class Elsewhere:
@@ -26,7 +34,9 @@ class Elsewhere:
     The shared counters of a lock tell whether there are any, so a quiet lock costs no command.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, actor: str) -> None:
+        """`actor`: the monitor that asks; what it repaired itself is no news."""
+        self._actor = actor
         self._counts: dict[str, int] = {}
         """Alerts of each lock, all of which have been found by `_until`."""
         self._until = 0.0
@@ -49,7 +59,8 @@ class Elsewhere:
             count = sum(lock.stats.get(counter, 0) for counter in COUNTERS)
             if count != known.get(lock.key, 0):
                 events = await self._read(client, lock_keys(lock.gpu_id, namespace), since)
-                found += [alert for event in events if event.at < turn.began and (alert := _alert(lock, event))]
+                due = (event for event in events if event.at < turn.began and event.actor != self._actor)
+                found += [alert for event in due if (alert := _alert(lock, event))]
                 if any(event.at >= turn.began for event in events):
                     continue  # the count may have one that is not due yet: look again
             self._counts[lock.key] = count
@@ -79,6 +90,9 @@ def _alert(lock: LockSnapshot, event: HistoryEvent) -> Alert | None:
     if event.event == "memory" and details.get("status") == "not_freed":
         text = f"{event.task_name} has released {lock.key}, and its GPU memory did not come back: {event.reason}"
         return Alert("memory_not_freed", "warning", lock.key, text, event.holder_id, event.task_name)
+    if event.event in REPAIRS and event.actor.startswith("monitor "):
+        text = f"{lock.key}: {event.event}, {event.reason} (by {event.actor})"
+        return Alert("zombie_lock_cleaned", "warning", lock.key, text, event.holder_id, event.task_name)
     return None
 
 

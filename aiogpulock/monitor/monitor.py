@@ -22,7 +22,7 @@ from aiogpulock.gpu.nvml import shared
 from aiogpulock.incidents import AlertHook, log_alert
 from aiogpulock.manager import GpuLockManager
 from aiogpulock.models import Alert, LockSnapshot
-from aiogpulock.monitor.conditions import cleaned, conditions, events
+from aiogpulock.monitor.conditions import cleaned, conditions, events, own_conditions
 from aiogpulock.monitor.elsewhere import Elsewhere
 from aiogpulock.monitor.idle import IdleWatch
 from aiogpulock.monitor.plan import Repair, plan
@@ -83,8 +83,8 @@ class GpuLockMonitor:
         self._repairer = Repairer(self.manager, self._audit, lambda: self._settings.heartbeat.timeout)
         self._retries = Retries()
         self._rates = RateWindow(self.manager.settings.gpu_lock_alerts.window)
-        self._speaker = Speaker(self.manager.namespace)
-        self._elsewhere = Elsewhere()
+        self._speaker = Speaker(self.manager.namespace, self._alerts.audience)
+        self._elsewhere = Elsewhere(self._repairer.actor)
         self._idle = IdleWatch(shared())
         self._turn: Turn | None = None
         self._told: Turn | None = None
@@ -193,6 +193,7 @@ class GpuLockMonitor:
             self._settings = override_monitor(settings, self._overrides)
             if self._owns_alerts and settings.gpu_lock_alerts != self._alerts.settings:
                 self._alerts.reconfigure(settings.gpu_lock_alerts)
+                self._speaker = Speaker(self.manager.namespace, self._alerts.audience)
         except ConfigError as error:
             logger.error("the monitor's settings stay as they were: %s", error)
 
@@ -207,7 +208,7 @@ class GpuLockMonitor:
         locks = [lock for lock in found if isinstance(lock, LockSnapshot)]
         zombies = [find_zombies(lock) for lock in locks]
         repairs = [repair for lock, dead in zip(locks, zombies, strict=True) for repair in self.decide(lock, dead)]
-        await self._repair(repairs, deeds)
+        await self._repair(repairs, deeds, tell=turn.speaks)
         told = await self._elsewhere.alerts(client, namespace, locks, turn)
         return Round(
             at=time.time(),
@@ -231,7 +232,7 @@ class GpuLockMonitor:
             return []
         return await self._idle.alerts(locks, self._settings.timeout_levels.warning)
 
-    async def _repair(self, repairs: list[Repair], deeds: Deeds) -> None:
+    async def _repair(self, repairs: list[Repair], deeds: Deeds, *, tell: bool) -> None:
         self._retries.keep_only(repairs)
         cleanup = self._settings.cleanup
         for repair in repairs:
@@ -241,7 +242,8 @@ class GpuLockMonitor:
             try:
                 if await self.act(repair) == "done":
                     deeds.repaired.append(repair)
-                    self._tell(self._alerts, cleaned(repair))  # now: the round may hang, or be cancelled
+                    if tell:
+                        self._tell(self._alerts, cleaned(repair))  # now: the round may hang, or be cancelled
                 self._retries.succeeded(repair)
             except GpuLockError as error:
                 failures = self._retries.failed(repair)
@@ -261,7 +263,8 @@ class GpuLockMonitor:
         for alert in events(seen, self._settings):
             self._alerts(alert, spoken_until=spoken_until)
         active = conditions(seen, self._settings, self._alerts.settings)
-        self._alerts.conditions(active, complete=not seen.error, spoken_until=spoken_until)
+        own = own_conditions(seen)
+        self._alerts.conditions(active, own=own, complete=not seen.error, spoken_until=spoken_until)
 
 
 def _cut_short(error: str, began: float, deeds: Deeds) -> Round:

@@ -99,18 +99,20 @@ class Repairer:
 
 
 class Retries:
-    """Which failed repairs are due again: `max_retry` times, `retry_delay` seconds apart, then no more."""
+    """Which failed repairs are due again: `max_retry` times, `retry_delay` seconds apart; again after a pause."""
 
-    FORGET_AFTER = 3600.0
+    GIVEN_UP = 600.0
+    """Seconds: a server may be well again that refused all writes for some minutes."""
 
     def __init__(self) -> None:
         self._failed: dict[tuple[str, str, str | None], tuple[int, float]] = {}
 
     def is_due(self, repair: Repair, settings: CleanupSettings) -> bool:
         failures, failed_at = self._failed.get(_target(repair), (0, 0.0))
-        if not failures:
+        if failures > settings.max_retry and clock.now() - failed_at >= self.GIVEN_UP:
+            self.succeeded(repair)
             return True
-        return failures <= settings.max_retry and clock.now() - failed_at >= settings.retry_delay
+        return not failures or (failures <= settings.max_retry and clock.now() - failed_at >= settings.retry_delay)
 
     def failed(self, repair: Repair) -> int:
         """Answers how many times it has failed by now."""
@@ -119,6 +121,7 @@ class Retries:
         return failures + 1
 
     def succeeded(self, repair: Repair) -> None:
+        """Its failures are forgotten."""
         self._failed.pop(_target(repair), None)
 
     def keep_only(self, repairs: list[Repair]) -> None:

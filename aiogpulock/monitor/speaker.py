@@ -1,4 +1,4 @@
-"""Of several monitors one speaks for all, so that people are told once, and nothing is lost when another takes over."""
+"""Of monitors that tell the same people one speaks: they are told once, and nothing is lost when another takes over."""
 
 from __future__ import annotations
 
@@ -28,17 +28,18 @@ class Turn(NamedTuple):
 class Speaker:
     """The key that says who speaks lapses after `ROUNDS` rounds without it: then another monitor takes over.
 
-    Beside it stands until when people have been told all: whoever takes over goes on from there. All monitors repair,
-    and each tells what it repaired itself. Without Redis each tells that Redis is away.
+    Beside it stands until when people have been told all: whoever takes over goes on from there. There is one for each
+    audience (`Alerts.audience`): who has nobody to tell must not silence who has. All monitors repair; whoever speaks
+    tells of it, also of what another did. Without Redis each tells that Redis is away.
     """
 
     ROUNDS = 3
     KEEP_TOLD = 3600.0
     """Seconds without any monitor after which what happened is no news any more."""
 
-    def __init__(self, namespace: str) -> None:
-        self._key = speaker_key(namespace)
-        self._told_key = told_key(namespace)
+    def __init__(self, namespace: str, audience: str) -> None:
+        self._key = speaker_key(namespace, audience)
+        self._told_key = told_key(namespace, audience)
         self._name = secrets.token_hex(8).encode()
         self._speaks = False
         self._told_until = 0.0

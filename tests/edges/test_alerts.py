@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import sys
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import redis
+import requests
 
 from aiogpulock import ConfigError, GpuLockManager, GpuLockMonitor, Settings
 from aiogpulock.alerts import Alerts, send_test
@@ -193,7 +195,46 @@ async def test_a_flood_is_held_back_and_what_is_critical_is_not_behind_it(
     alerts(Alert("gpu_lock_critical_failure", "P0", "gpu_lock:0", "stays held"))
     await alerts.close()
     assert len(hook.received) == 21
-    assert hook.titles[-1] == "[P0] gpu_lock_critical_failure gpu_lock:0"
+    assert "[P0] gpu_lock_critical_failure gpu_lock:0" in hook.titles
+
+
+def test_what_is_urgent_comes_first_and_pushes_the_rest_out(
+    hook: WebHook, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Channel, "WAITING", 3)
+    hook.late = threading.Event()
+    channel = Channel(hook.url)
+    channel.post(notice())
+    wait_until(lambda: hook.asked == 1, description="the first is on its way")
+    for number in (1, 2, 3, 4):
+        channel.post(notice(number))
+    for level in ("critical", "P0"):
+        channel.post(Notice(alert=Alert("stuck", level, "gpu_lock:0", "stuck"), kind="raised", at=0))
+    hook.late.set()
+    channel.end()
+    channel.join(30)
+    stalls = [f"[warning] loop_stalled gpu_lock:{number}" for number in (0, 1)]
+    assert hook.titles == [stalls[0], "[P0] stuck gpu_lock:0", "[critical] stuck gpu_lock:0", stalls[1]]
+    assert [f"gpu_lock:{number} was dropped" in caplog.text for number in (1, 2, 3, 4)] == [False, True, True, True]
+
+
+def test_an_incident_at_pagerduty_ends_with_its_alert(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[dict[str, Any]] = []
+
+    def send(_: requests.Session, request: requests.PreparedRequest, **__: object) -> requests.Response:
+        sent.append(json.loads(request.body or "{}"))
+        response = requests.Response()
+        response.status_code = 202
+        return response
+
+    monkeypatch.setattr(requests.Session, "send", send)
+    for url in (f"pagerduty://{'a' * 32}@{'b' * 20}", f"pagerduty://{'a' * 32}@{'b' * 20}/?region=eu"):
+        sent.clear()
+        channel = Channel(url)
+        for kind in ("raised", "repeated", "resolved"):
+            assert not channel.send(Notice(alert=STALL, kind=kind, at=0)).error
+        assert [message["event_action"] for message in sent] == ["trigger", "trigger", "resolve"]
+        assert len({message["dedup_key"] for message in sent}) == 1
 
 
 def notice(number: int = 0) -> Notice:

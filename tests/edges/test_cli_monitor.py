@@ -51,12 +51,14 @@ def test_it_goes_round_until_it_is_ended(shell: Shell, redis_cleanup: redis.Redi
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_in_order(shell: Shell, redis_cleanup: redis.Redis, end: signal.Signals) -> None:
     monitor = shell.start("monitor", env=QUICK)
-    wait_until(lambda: bool(redis_cleanup.exists("{gpu_lock}:monitor")), description="it speaks for all", timeout=30)
+    wait_until(
+        lambda: bool(redis_cleanup.exists("{gpu_lock}:hook:monitor")), description="it speaks for all", timeout=30
+    )
     monitor.send_signal(end)
     code, *told = ended(monitor)
     assert code == -signal.SIGTERM
     assert not any("Traceback" in text for text in told)
-    assert not redis_cleanup.exists("{gpu_lock}:monitor"), "the next one would be silent until that lapses"
+    assert not redis_cleanup.exists("{gpu_lock}:hook:monitor"), "the next one would be silent until that lapses"
 
 
 def test_enabled_is_respected(shell: Shell) -> None:

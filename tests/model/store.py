@@ -189,10 +189,7 @@ class Session:
 
     def hincrby(self, key: str, field: str, amount: str) -> int:
         content = self._make(key, "hash")
-        known = content.get(field, "0")
-        if not known.removeprefix("-").isdecimal():
-            raise StoreError("ERR hash value is not an integer")
-        content[field] = str(int(known) + int(amount))
+        content[field] = str(int(content.get(field, "0")) + int(amount))
         return int(content[field])
 
     # sorted sets ----------------------------------------------------------------------------------------------

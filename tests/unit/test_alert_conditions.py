@@ -189,6 +189,16 @@ def test_while_redis_is_away_nothing_else_has_ended(ledger: Ledger) -> None:
     ]
 
 
+def test_what_nobody_else_can_see_is_told_whoever_speaks(ledger: Ledger, clock: Clock) -> None:
+    clock.now = 10
+    told = ledger.conditions([dead(1)], own=[dead(2)], spoken_until=15)
+    assert [notice.alert.lock_key for notice in told] == ["gpu_lock:2"]
+    clock.now = 20
+    assert [(notice.kind, notice.alert.lock_key) for notice in ledger.conditions([dead(1)], spoken_until=15)] == [
+        ("resolved", "gpu_lock:2")
+    ]
+
+
 def test_who_takes_over_tells_what_the_other_one_can_not_have_told(ledger: Ledger, clock: Clock) -> None:
     stall = Alert("lock_warning", "warning", "gpu_lock:9", "held for long")
     clock.now = 10

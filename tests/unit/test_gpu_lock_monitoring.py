@@ -30,6 +30,7 @@ from aiogpulock.config import AlertSettings
 from aiogpulock.liveness import start_time, this_process
 from aiogpulock.models import Alert, ProcessInfo
 from aiogpulock.monitor import Repair, Round
+from aiogpulock.monitor.repairs import Retries
 from aiogpulock.raw_text import bytes_of
 from aiogpulock.zombies import find_zombies
 from tests.acl import LEAST_PRIVILEGES
@@ -403,8 +404,26 @@ async def test_without_auto_recovery_it_only_reports(
     redis_cleanup.delete("gpu_lock:1", "gpu_lock:2", "{gpu_lock:2}:holder", "{gpu_lock:2}:heartbeat")
 
 
+@pytest.mark.parametrize("between", ["gone", "expires"])
+async def test_a_foreign_value_that_was_seen_gone_or_with_an_expiry_stands_anew(
+    monitor: GpuLockMonitor, redis_cleanup: redis.Redis, between: str
+) -> None:
+    redis_cleanup.set("gpu_lock:7", "locked_by_asr")
+    await monitor.round()
+    if between == "gone":
+        redis_cleanup.delete("gpu_lock:7")
+    else:
+        redis_cleanup.set("gpu_lock:7", "locked_by_asr", px=60_000)
+    await monitor.round()
+    await asyncio.sleep(2 * SHORT["hard_timeout"])
+    redis_cleanup.set("gpu_lock:7", "locked_by_asr")  # the next run of the same program
+    assert (await monitor.round()).repaired == ()
+    await asyncio.sleep(2 * SHORT["hard_timeout"])
+    assert [repair.action for repair in (await monitor.round()).repaired] == ["end_foreign"]
+
+
 async def test_a_refused_repair_is_tried_again_so_often_and_so_late_as_the_settings_say(
-    own_server: RealServer,
+    own_server: RealServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with own_server.client() as client:
         RawLock(client).hold("stale", lease=1)
@@ -421,8 +440,9 @@ async def test_a_refused_repair_is_tried_again_so_often_and_so_late_as_the_setti
             assert "NOREPLICAS" in failed[0].error
 
             client.config_set("min-replicas-to-write", 0)
-            assert (await monitor.round()).repaired == ()  # given up, until the lock changes
-            assert len((await GpuLockMonitor(manager).round()).repaired) == 1
+            assert (await monitor.round()).repaired == ()  # given up, for a while
+            monkeypatch.setattr(Retries, "GIVEN_UP", 0.1)
+            assert len((await monitor.round()).repaired) == 1
 
 
 async def test_a_server_that_goes_and_comes_back_ends_no_monitor(
@@ -623,7 +643,7 @@ async def test_of_several_monitors_one_speaks_and_another_takes_over(
     redis_cleanup.delete("gpu_lock:7")
     assert (await silent.round()).speaks
     assert heard[1].endswith(": resolved")
-    redis_cleanup.set("{gpu_lock}:monitor", "somebody who died", px=300)
+    redis_cleanup.set("{gpu_lock}:hook:monitor", "somebody who died", px=300)
 
     async def speaks() -> bool:
         return (await silent.round()).speaks
@@ -631,7 +651,38 @@ async def test_of_several_monitors_one_speaks_and_another_takes_over(
     assert not await speaks()
     await eventually(speaks, description="the other one to take over")
     await silent.close()
-    assert not redis_cleanup.exists("{gpu_lock}:monitor")
+    assert not redis_cleanup.exists("{gpu_lock}:hook:monitor")
+
+
+async def test_a_monitor_with_nobody_to_tell_silences_none_that_has(
+    manager: GpuLockManager, redis_cleanup: redis.Redis
+) -> None:
+    heard: list[str] = []
+    silent = GpuLockMonitor(manager, timeout_levels=SHORT)
+    heard_by_people = GpuLockMonitor(
+        manager, auto_recovery=False, alert_log=lambda alert: heard.append(f"{alert.type} {alert.lock_key}")
+    )
+    await silent.round()
+    await heard_by_people.round()
+    note(redis_cleanup, "1", gpu="1")
+    redis_cleanup.set("gpu_lock:7", "locked_by_x")
+    await silent.round()
+    await heard_by_people.round()
+    assert sorted(heard) == ["kind_1 gpu_lock:1", "zombie_locks_detected gpu_lock:7"]
+    heard.clear()
+    silent._repairer.actor = "monitor another-host:7"  # as one of another process
+    RawLock(redis_cleanup).hold("stale", lease=1)
+    redis_cleanup.zadd("{gpu_lock}:index", {"0": 1})
+    await asyncio.sleep(1.2)
+    repaired = (await silent.round()).repaired
+    assert [repair.action for repair in repaired] == ["reap", "end_foreign"]
+    await asyncio.sleep(0.005)
+    await heard_by_people.round()
+    assert sorted(heard) == [
+        "zombie_lock_cleaned gpu_lock:0",
+        "zombie_lock_cleaned gpu_lock:7",
+        "zombie_locks_detected gpu_lock:7",
+    ]
 
 
 def note(client: redis.Redis, identity: str, gpu: str = "0") -> None:
@@ -689,7 +740,7 @@ async def test_a_condition_that_began_after_the_last_words_of_a_dead_monitor_is_
     redis_cleanup.set("gpu_lock:8", "locked_by_x")
     await other.round()
     assert heard == ["one gpu_lock:7"]
-    redis_cleanup.delete("{gpu_lock}:monitor")
+    redis_cleanup.delete("{gpu_lock}:hook:monitor")
     await other.round()
     assert heard == ["one gpu_lock:7", "other gpu_lock:8"]
     await other.close()
