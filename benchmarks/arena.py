@@ -38,8 +38,8 @@ class Answer(NamedTuple):
     holds: list[Hold]
     cpu: float
     """Seconds of CPU."""
-    lag: float
-    """Seconds by which its event loop was late, at most, if that was watched."""
+    lags: list[float]
+    """Seconds by which its event loop was late, every 5 ms, if that was watched."""
     began: float
     """When it got the order."""
     ended: float

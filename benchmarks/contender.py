@@ -78,8 +78,8 @@ class Run:
         self.order = order
         self.holds: list[Hold] = []
         self.errors: list[str] = []
-        self.lag = 0.0
-        """Seconds by which the event loop was late, at most."""
+        self.lags: list[float] = []
+        """Seconds by which the event loop was late, every 5 ms."""
         self.waiting: dict[int, float] = {}
         """Since when each task waits that is not in yet."""
         self._cpu = time.process_time()
@@ -107,7 +107,7 @@ class Run:
     def answer(self) -> None:
         cpu = time.process_time() - self._cpu
         say(
-            holds=list(self.holds), cpu=cpu, lag=self.lag, errors=self.errors[:ERRORS], failures=len(self.errors),
+            holds=list(self.holds), cpu=cpu, lags=self.lags, errors=self.errors[:ERRORS], failures=len(self.errors),
             began=self._began, ended=now(), waiting=list(self.waiting.values()),
         )  # fmt: skip
 
@@ -156,7 +156,7 @@ async def _watch_loop(run: Run) -> None:
     while True:
         due = now() + 0.005
         await asyncio.sleep(0.005)
-        run.lag = max(run.lag, now() - due)
+        run.lags.append(now() - due)
 
 
 async def _obey(peer: ModuleType, setup: Setup) -> None:
