@@ -136,7 +136,9 @@ class Before:
         most = sample.own + nobodys
         if most <= IDLE_BYTES:
             return 0
-        return self.idle if self.idle is not None and most <= self.idle + max(tolerance, IDLE_BYTES) else None
+        return (
+            min(self.idle, most) if self.idle is not None and most <= self.idle + max(tolerance, IDLE_BYTES) else None
+        )
 
 
 class Pending(Protocol):

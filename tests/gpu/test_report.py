@@ -146,7 +146,7 @@ def counting(exchange: Callable[..., Any], seen: list[Any]) -> Callable[..., Any
 
 
 async def test_under_off_no_driver_is_asked_about_memory(gpu_manager: GpuLockManager, sim: Simulation) -> None:
-    lease = await leak(gpu_manager, sim, GiB, policy="off")
+    lease = await leak(gpu_manager, sim, GiB, policy="off", on_busy="ignore")
     await asyncio.sleep(0.1)
     assert lease.memory_report is None
     assert sim.call("memory_v2").count == 0
@@ -412,6 +412,21 @@ async def test_a_model_loaded_just_before_the_lock_was_asked_for_is_no_leak_eith
         sim.use(0, 5 * GiB)
     report = await report_of(leaky)
     assert (report.status, report.bytes) == ("not_freed", GiB)
+
+
+async def test_what_was_given_back_just_before_the_lock_was_asked_for_hides_no_leak(
+    gpu_manager: GpuLockManager, sim: Simulation
+) -> None:
+    sim.use(0, 3 * GiB)
+    async with gpu_manager.lock(0) as clean:
+        pass
+    await report_of(clean)
+    sim.use(0, GiB)
+    sim.call("compute").delay_ms = 100
+    async with gpu_manager.lock(0, gpu_memory=QUICK) as lease:
+        sim.use(0, 3 * GiB)
+    report = await report_of(lease)
+    assert (report.status, report.bytes) == ("not_freed", 2 * GiB)
 
 
 async def test_on_an_idle_gpu_the_first_hold_of_a_process_is_judged_too(
