@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from redis.asyncio.connection import AbstractConnection
@@ -84,31 +86,41 @@ class Spent(NamedTuple):
 
     beats: int
     writes: int
+    """In beats only."""
     reads: float
     client: float
     server: float
 
 
 async def _spent(stage: Stage, beats: int) -> Spent:
-    with _counted(Scripts, "beat") as beaten, _counted(AbstractConnection, "send_packed_command") as written:
+    with _counted_beats() as counted:
         usage, cpu = stage.arena.usage(), time.process_time()
         await asyncio.sleep(beats * INTERVAL)
         cpu, after = time.process_time() - cpu, stage.arena.usage().since(usage)
-        return Spent(len(beaten), len(written), after.requests, cpu, after.cpu)
+        return Spent(counted["beats"], counted["writes"], after.requests, cpu, after.cpu)
 
 
 @contextmanager
-def _counted(owner: type, name: str) -> Iterator[list[None]]:
-    """One entry per call of this method."""
-    calls: list[None] = []
-    whole = getattr(owner, name)
+def _counted_beats() -> Iterator[Counter[str]]:
+    """How many beats there were, and how often they wrote to a connection."""
+    counted: Counter[str] = Counter()
+    beating = ContextVar("beating", default=False)
+    beat, send = Scripts.beat, AbstractConnection.send_packed_command
 
-    async def counted(*arguments: Any, **options: Any) -> Any:
-        calls.append(None)
-        return await whole(*arguments, **options)
+    async def counted_beat(self: Scripts, beats: Any) -> Any:
+        counted["beats"] += 1
+        token = beating.set(True)
+        try:
+            return await beat(self, beats)
+        finally:
+            beating.reset(token)
 
-    setattr(owner, name, counted)
+    async def counted_send(self: AbstractConnection, *arguments: Any, **options: Any) -> None:
+        counted["writes"] += beating.get()
+        await send(self, *arguments, **options)
+
+    Scripts.beat, AbstractConnection.send_packed_command = counted_beat, counted_send  # type: ignore[method-assign]
     try:
-        yield calls
+        yield counted
     finally:
-        setattr(owner, name, whole)
+        Scripts.beat, AbstractConnection.send_packed_command = beat, send  # type: ignore[method-assign]

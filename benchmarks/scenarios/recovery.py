@@ -174,20 +174,21 @@ class Restart(NamedTuple):
 
 def server_restart(arena: Arena, cast: Sequence[Peer]) -> dict[Peer, Restart | str]:
     """The server is killed and comes back empty, for all contestants at once, while each has a holder and a waiter."""
-    with ExitStack() as scenes:
-        pairs: dict[Peer, tuple[Contender, Contender]] = {}
-        absent: dict[Peer, Restart | str] = {}
-        for peer in cast:
+    with ExitStack() as scenes, ThreadPoolExecutor(max_workers=ABREAST) as pool:
+
+        def pair(peer: Peer) -> tuple[Contender, Contender] | str:
             scene = scenes.enter_context(Scene(arena, peer, "restart", lease=60))
             try:
-                pairs[peer] = holds(scene.process()), waits(scene.process())
+                return holds(scene.process()), waits(scene.process())
             except DoesNotRunError as error:
-                absent[peer] = str(error)
+                return str(error)
+
+        pairs = dict(zip(cast, pool.map(pair, cast), strict=True))
         arena.server.kill()
         arena.server.start()
         up = time.monotonic()
         time.sleep(7)  # longer than the restart grace
-        return absent | {peer: _after_restart(up, *pair) for peer, pair in pairs.items()}
+        return {peer: each if isinstance(each, str) else _after_restart(up, *each) for peer, each in pairs.items()}
 
 
 def _after_restart(up: float, holder: Contender, waiter: Contender) -> Restart | str:
@@ -242,7 +243,7 @@ def _alone(stage: Stage, arena: Arena) -> dict[str, list[float]]:
         if not name.startswith("body ends"):
             stage.say(f"{OURS.title}: {name}")
             found[name] = case(arena, OURS, times.get(name, few))
-    for _ in range(BLOCKS):
+    for _ in range(stage.pick(BLOCKS, 1)):
         for end in ENDS:
             name = f"body ends: {end}"
             stage.say(f"{OURS.title}: {name}")
