@@ -126,7 +126,7 @@ def _dots(table: Table, chart: Dots, theme: Theme) -> Figure:
     least, most = min(min(row.values) for row in rows), max(max(row.values) for row in rows)
     axes.set_xscale("log")
     axes.set_xlim(least / 1.6, most * 1.3 * (most / least) ** 0.3)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if most > 20 * least else (1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_locator(_ticks(least, most))
     marks = [_mark(theme.ink, theme.ink, chart.column)]
     if chart.further:
         marks.append(_mark(theme.ink, theme.paper, chart.further))
@@ -218,6 +218,7 @@ def _lines(table: Table, chart: Lines, theme: Theme) -> Figure:
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(chart.x, fontsize=9)
+    axes.yaxis.set_major_locator(_ticks(*axes.get_ylim()))
     _figure_axis(axes.yaxis, unit)
     axes.grid(axis="y", color=theme.faint, linewidth=0.6, zorder=0)
     _label_ends(axes, ends, theme)
@@ -256,6 +257,11 @@ def _apart(wanted: Sequence[float], least: float) -> list[float]:
 def _stand(group: Sequence[float], least: float) -> list[float]:
     middle, size = sum(group) / len(group), len(group)
     return [middle + (number - (size - 1) / 2) * least for number in range(size)]
+
+
+def _ticks(least: float, most: float) -> LogLocator:
+    """Decades, and what is between them where they are few."""
+    return LogLocator(subs=(1.0,) if most > 20 * least else (1.0, 2.0, 5.0))
 
 
 def _figure_axis(axis: Any, unit: Unit) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.peers import OURS
@@ -20,14 +21,14 @@ def write(text: str, page: Path) -> None:
 
 
 SUMMARY = (
-    ("hand-off to another process, median", "handoff", 0, "p50"),
-    ("hand-offs that reach the other process", "handoff", 0, "cross over"),
-    ("per hand-off, 1,000 waiters", "waiters", 0, "1,000 waiters"),
-    ("connections for 1,000 waiters", "waiters", 0, "connections in all"),
-    ("next one in after `kill -9` of the holder on the same host (leases of 3 s)", "recovery", 1, "holder killed here"),
-    ("uncontended acquire and release, median", "uncontended", 0, "p50"),
+    ("hand-off to another process, median", "handoff", "p50"),
+    ("hand-offs that reach the other process", "handoff", "cross over"),
+    ("per hand-off, 1,000 waiters", "waiters", "1,000 waiters"),
+    ("connections for 1,000 waiters", "waiters", "connections, 1,000"),
+    ("next one in after `kill -9` of the holder on the same host (leases of 3 s)", "recovery", "holder killed here"),
+    ("uncontended acquire and release, median", "uncontended", "p50"),
 )
-"""What a reader of the project's page wants to know: in words, scenario, table, column."""
+"""What a reader of the project's page wants to know: in words, scenario, column (of its first table that has it)."""
 BESIDE = ("redis-fifo-lock", "python-redis-lock", "redis-py Lock")
 
 
@@ -36,18 +37,19 @@ def summary(report: Report) -> str:
     cast = (OURS.title, *BESIDE)
     tables = {result.scenario: result.tables for result in report.results}
     lines = ["| | " + " | ".join(cast) + " |", "|---|" + "--:|" * len(cast)]
-    for words, scenario, number, column in SUMMARY:
-        cells = [_cell(tables[scenario][number], who, column) for who in cast]
+    for words, scenario, column in SUMMARY:
+        cells = [_cell(tables[scenario], who, column) for who in cast]
         lines.append(f"| {words} | " + " | ".join(cells) + " |")
     where = report.environment
     lines += ["", f"`{where['command']}`, {where['date'][:10]}, {where['processor']}: read the ratios."]
     return "\n".join(lines) + "\n"
 
 
-def _cell(table: Table, who: str, column: str) -> str:
-    at = [each.name for each in table.columns].index(column)
+def _cell(tables: Sequence[Table], who: str, name: str) -> str:
+    table = next(table for table in tables if any(column.name == name for column in table.columns))
+    place = [column.name for column in table.columns].index(name)
     row = next((row for row in table.rows if row.who == who), None)
-    return row.shown(at, table.columns[at].unit) if row is not None else "-"
+    return row.shown(place, table.columns[place].unit) if row is not None else "-"
 
 
 def figures(report: Report, pictures: Path) -> str:

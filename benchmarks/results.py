@@ -123,7 +123,7 @@ def shown(value: float | str | None, unit: Unit) -> str:
         case "x":
             return f"{value:.2f} ×"
         case "%":
-            return f"{value:.3g} %"
+            return f"{value:.3g} %" if abs(value) >= 1 else f"{value:.2g} %"
         case _:
             return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.2f}"
 

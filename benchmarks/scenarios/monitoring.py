@@ -38,7 +38,7 @@ def run(stage: Stage) -> Result:
     costs = asyncio.run(_measure(stage, stage.pick(20, 5)))
     rows = [
         Row(
-            f"{cost.locks:,} locks",
+            "1 lock" if cost.locks == 1 else f"{cost.locks:,} locks",
             [
                 cost.commands,
                 cost.commands / cost.locks,

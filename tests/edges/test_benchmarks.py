@@ -21,9 +21,9 @@ from benchmarks.arena import Answer, Arena, contest
 from benchmarks.contender import Hold, Order, Setup
 from benchmarks.measure import hand_offs, highest_median, overlaps, spread
 from benchmarks.peers import OURS, peers
-from benchmarks.prose import START, figures, write
+from benchmarks.prose import START, SUMMARY, figures, summary, write
 from benchmarks.results import Column, Report, Result, Row, Table, at_most, shown
-from benchmarks.scenarios import NAMES, Scenario, inference, load
+from benchmarks.scenarios import NAMES, Scenario, handoff, inference, load, recovery, waiters
 from benchmarks.steps import end_steps, handoff_steps
 
 ROOT = Path(__file__).parents[2]
@@ -177,6 +177,33 @@ def test_a_target_is_said_to_be_met_or_missed() -> None:
     text = figures(_report(), Path("pictures"))
     assert "| A scenario | one | ≤ 1.20 × | 1.00 × | met |" in text
     assert "| A scenario | other | ≤ 1.20 × | 1.50 × | **missed** |" in text
+
+
+def test_the_summary_finds_its_columns_wherever_they_stand() -> None:
+    columns: dict[str, list[str]] = {}
+    for _, scenario, column in SUMMARY:
+        columns.setdefault(scenario, []).append(column)
+    results = [
+        Result(name, "", "", [Table("other", [Column("x")], []), *(
+            Table("", [Column("y"), Column(each, "n")], [Row(OURS.title, ["no", float(number)])])
+            for number, each in enumerate(names)
+        )], [])
+        for name, names in columns.items()
+    ]  # fmt: skip
+    text = summary(Report({"command": "c", "date": "2026-01-01 00:00", "processor": "p"}, results))
+    assert "| hand-offs that reach the other process | 1 | - | - | - |" in text
+
+
+def test_the_columns_of_the_summary_are_those_of_the_scenarios() -> None:
+    crowds = list(waiters.CROWDS)
+    tables = [
+        waiters._times(2, crowds, {}),
+        waiters._efforts(2, crowds, {}),
+        recovery._deaths({}),
+        handoff._table({}, [], 1.0),
+    ]
+    names = {column.name for table in tables for column in table.columns}
+    assert {column for _, _, column in SUMMARY} <= names
 
 
 def test_figures_are_replaced_where_they_stood(tmp_path: Path) -> None:
