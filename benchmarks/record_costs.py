@@ -27,10 +27,9 @@ def _replaced(*pairs: tuple[str, str]) -> Callable[[str], str]:
     return edit
 
 
-def _without(function: str, parameters: str, instead: str = "") -> Callable[[str], str]:
-    """The prelude with a function that returns at once."""
+def _returns_at_once(function: str, parameters: str, value: str = "") -> tuple[str, str]:
     head = f"local function {function}({parameters})\n"
-    return _replaced((head, f"{head}  do return {instead} end\n"))
+    return head, f"{head}  do return {value} end\n"
 
 
 _READ = """  local f = redis.call('HMGET', HOLDER, 'id',"""
@@ -55,14 +54,26 @@ RECORDS: dict[str, tuple[str, Callable[[str], str]]] = {
         "who holds it, and until when: a crash, a late call and a stranger are told by it",
         _with_a_second_holder,
     ),
-    "event": ("history, audit, ETA: one stream entry per hold", _without("record", "...")),
-    "outcome": ("a late or repeated call cannot bring a lock back", _without("finish", "id, outcome")),
-    "server's identity (INFO)": ("no grant while holders may still re-assert", _without("restart_grace_left", "", "0")),
+    "event": ("history, audit, ETA: one stream entry per hold", _replaced(_returns_at_once("record", "..."))),
+    "outcome": (
+        "a late or repeated call cannot bring a lock back",
+        _replaced(_returns_at_once("finish", "id, outcome")),
+    ),
+    "server's identity (INFO)": (
+        "no grant while holders may still re-assert",
+        _replaced(_returns_at_once("restart_grace_left", "", "0")),
+    ),
     "stats": (
         "shared statistics",
-        lambda prelude: _without("add", "counter, amount")(_without("count", "counter")(prelude)),
+        _replaced(
+            _returns_at_once("count", "counter"),
+            ("    add(STATS, 'wait_ms', wait)\n    add(STATS, 'hold_ms', hold)\n", ""),
+        ),
     ),
-    "publish": ("programs that know nothing of queues", _without("announce_release", "task, reason")),
+    "publish": (
+        "programs that know nothing of queues",
+        _replaced(_returns_at_once("announce_release", "task, reason")),
+    ),
     "heartbeat key": ("outside readers", _replaced(("    redis.call('SET', BEAT, now, 'PX', w.lease)\n", ""))),
 }
 
