@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import statistics
 from collections.abc import Callable
@@ -30,6 +31,13 @@ def _replaced(*pairs: tuple[str, str]) -> Callable[[str], str]:
 def _returns_at_once(function: str, parameters: str, value: str = "") -> tuple[str, str]:
     head = f"local function {function}({parameters})\n"
     return head, f"{head}  do return {value} end\n"
+
+
+def _without_stats(prelude: str) -> str:
+    prelude = _replaced(_returns_at_once("count", "counter"))(prelude)
+    prelude, sums = re.subn(r"\n +add\([^\n]*_ms', \w+\)", "", prelude)
+    assert sums == 2, "those of waits and holds"
+    return prelude
 
 
 _READ = """  local f = redis.call('HMGET', HOLDER, 'id',"""
@@ -63,13 +71,7 @@ RECORDS: dict[str, tuple[str, Callable[[str], str]]] = {
         "no grant while holders may still re-assert",
         _replaced(_returns_at_once("restart_grace_left", "", "0")),
     ),
-    "stats": (
-        "shared statistics",
-        _replaced(
-            _returns_at_once("count", "counter"),
-            ("    add(STATS, 'wait_ms', wait)\n    add(STATS, 'hold_ms', hold)\n", ""),
-        ),
-    ),
+    "stats": ("shared statistics", _without_stats),
     "publish": (
         "programs that know nothing of queues",
         _replaced(_returns_at_once("announce_release", "task, reason")),
