@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import yaml
 
@@ -24,6 +25,18 @@ OLD_DEFAULTS = {
     "gpu_lock_monitor.timeout_levels.hard_timeout": 7200,
 }
 OURS = ("gpu_lock", "gpu_lock_monitor")
+Sections: TypeAlias = Mapping[str, tuple[yaml.Node, yaml.Node]]
+"""Key and value of each section, by name."""
+
+_PLAIN_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NO = ("", "0", "false", "no", "off", "null", "~")
+
+
+class Migrated(NamedTuple):
+    """What was changed, in words, and whether the file names a Redis now."""
+
+    changes: list[str]
+    names_redis: bool
 
 
 class Edit(NamedTuple):
@@ -35,8 +48,8 @@ class Edit(NamedTuple):
     words: str
 
 
-def migrate_file(path: Path, *, dry_run: bool = False) -> list[str]:
-    """Rewrite the file in one step; answers what was changed. The old one stays as ``FILE.backup``.
+def migrate_file(path: Path, *, dry_run: bool = False) -> Migrated:
+    """Rewrite the file in one step. The old one stays as ``FILE.backup``.
 
     Raises `ConfigError` where it cannot be done, and then changes nothing.
     """
@@ -47,74 +60,120 @@ def migrate_file(path: Path, *, dry_run: bool = False) -> list[str]:
             old = file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    edits = list(_edits(old, path))
-    if not edits:
-        _check(old, path)
-        return []
+    sections = _sections(old, path)
+    edits = list(_edits(old, path, sections))
     new = _apply(old, edits)
-    _check(new, path)
-    if not dry_run:
+    settings = _check(new, path)
+    _check_others(sections, _sections(new, path), path)
+    if edits and not dry_run:
         _replace(path, backup, new)
-    return [edit.words for edit in edits]
+    return Migrated([edit.words for edit in edits], settings.gpu_lock.redis.url is not None)
 
 
-def _edits(text: str, path: Path) -> Iterator[Edit]:
+def _sections(text: str, path: Path) -> Sections:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({type(error).__name__})") from None
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{path}: the top level must be a mapping of sections")
-    sections = {key.value: (key, node) for key, node in root.value}
+    sections = {str(key.value): (key, node) for key, node in root.value}
     if not any(name in sections for name in OURS):
         raise ConfigError(f"{path}: there is no section {' or '.join(OURS)} in it")
+    return sections
+
+
+def _edits(text: str, path: Path, sections: Sections) -> Iterator[Edit]:
     for name in OURS:
-        if name in sections and isinstance(sections[name][1], yaml.MappingNode):
-            yield from _section(text, path, name, sections[name][1])
-    yield from _server(text, path, sections)
+        head, section = sections.get(name, (None, None))
+        if head is not None and isinstance(section, yaml.MappingNode):
+            yield from _section(text, path, name, head, section)
+    yield from _server(text, sections)
 
 
-def _section(text: str, path: Path, at: str, section: yaml.MappingNode) -> Iterator[Edit]:
+def _section(text: str, path: Path, at: str, head: yaml.Node, section: yaml.MappingNode) -> Iterator[Edit]:
+    _refuse_alias(path, at, head, section)
     for key, node in section.value:
         name = f"{at}.{key.value}"
         if name in SCHEMA.records and isinstance(node, yaml.MappingNode):
-            yield from _section(text, path, name, node)
+            yield from _section(text, path, name, key, node)
         elif name not in SCHEMA.types and name not in SCHEMA.records:
             yield _comment_out(text, path, name, key, node, flow=bool(section.flow_style))
         elif name in OLD_DEFAULTS and _number(node) == OLD_DEFAULTS[name]:
+            _refuse_alias(path, name, key, node)
             new = _default(name)
             words = f"{name}: {node.value} → {new} (the original's default, now ours)"
             yield Edit(node.start_mark.index, node.end_mark.index, new, words)
 
 
+def _refuse_alias(path: Path, name: str, key: yaml.Node, node: yaml.Node) -> None:
+    """The text of an alias stands elsewhere, where an edit would change what others have of it."""
+    if node.start_mark.index < key.start_mark.index:
+        raise ConfigError(f"{path}:{key.start_mark.line + 1}: {name} is an alias: write it out, then migrate")
+
+
 def _comment_out(text: str, path: Path, name: str, key: yaml.Node, node: yaml.Node, *, flow: bool) -> Edit:
+    _refuse_alias(path, name, key, node)
     if flow:
         raise ConfigError(f"{path}:{key.start_mark.line + 1}: {name} is unknown: remove it, then migrate")
     start = text.rfind("\n", 0, key.start_mark.index) + 1
     end = node.end_mark.index
-    if isinstance(node, yaml.CollectionNode) and not node.flow_style:
-        end = len(text[:end].rstrip())  # a block ends where the next one begins
+    if _is_block(node):
+        end = len(text[:end].rstrip())  # it ends where the next one begins
     lines = text[start:end].split("\n")
     return Edit(start, end, "\n".join(f"# {line}" for line in lines), f"{name}: unknown here, commented out")
 
 
-def _server(text: str, path: Path, sections: dict[str, tuple[yaml.Node, yaml.Node]]) -> Iterator[Edit]:
+def _is_block(node: yaml.Node) -> bool:
+    if isinstance(node, yaml.CollectionNode):
+        return not node.flow_style
+    return isinstance(node, yaml.ScalarNode) and node.style in ("|", ">")
+
+
+def _server(text: str, sections: Sections) -> Iterator[Edit]:
     """The original took its Redis from the application's section; without a URL we would start a server of our own."""
-    lock, redis = sections.get("gpu_lock"), sections.get("redis")
-    if lock is None or redis is None or not isinstance(lock[1], yaml.MappingNode) or lock[1].flow_style:
+    server = _scalars(sections["redis"][1]) if "redis" in sections else {}
+    url = _url(server)
+    head, lock = sections.get("gpu_lock", (None, None))
+    if url is None or (isinstance(lock, yaml.MappingNode) and any(key.value == "redis" for key, _ in lock.value)):
         return
-    named = {key.value for key, _ in lock[1].value}
-    server = {key.value: node.value for key, node in redis[1].value} if isinstance(redis[1], yaml.MappingNode) else {}
-    if "redis" in named or not isinstance(server.get("host"), str) or not lock[1].value:
-        return
-    url = f"redis://{server['host']}:{server.get('port', 6379)}/{server.get('lock_db', server.get('db', 0))}"
-    first = lock[1].value[0][0].start_mark
-    indent = " " * first.column
-    start = text.rfind("\n", 0, first.index) + 1
     hint = "; its password belongs into REDIS_URL" if server.get("password") else ""
     words = f"gpu_lock.redis.url: {url} (from the section redis{hint})"
-    yield Edit(start, start, f"{indent}redis:\n{indent}  url: {url}\n", words)
+    if isinstance(lock, yaml.MappingNode) and lock.flow_style:
+        start = text.index("{", lock.start_mark.index) + 1
+        yield Edit(start, start, f'redis: {{url: "{url}"}}, ', words)
+    elif isinstance(lock, yaml.MappingNode):
+        first = lock.value[0][0].start_mark
+        indent, start = " " * first.column, text.rfind("\n", 0, first.index) + 1
+        yield Edit(start, start, f"{indent}redis:\n{indent}  url: {url}\n", words)
+    elif head is not None and lock is not None:
+        indent = " " * head.start_mark.column
+        inside = f"\n{indent}  redis:\n{indent}    url: {url}"
+        yield Edit(lock.start_mark.index, lock.end_mark.index, inside, words)
+    else:
+        first = sections["gpu_lock_monitor"][0].start_mark
+        indent = " " * first.column
+        inside = f"gpu_lock:\n{indent}  redis:\n{indent}    url: {url}\n{indent}"
+        yield Edit(first.index, first.index, inside, words)
+
+
+def _scalars(section: yaml.Node) -> dict[str, str]:
+    if not isinstance(section, yaml.MappingNode):
+        return {}
+    return {key.value: node.value for key, node in section.value if isinstance(node, yaml.ScalarNode)}
+
+
+def _url(server: Mapping[str, str]) -> str | None:
+    """None where host, port or database are no plain words, such as ``${REDIS_HOST}``, which nobody here fills in."""
+    host, port = server.get("host", ""), server.get("port", "6379")
+    database = server.get("lock_db", server.get("db", "0"))
+    if not (_PLAIN_HOST.fullmatch(host) and port.isdecimal() and database.isdecimal()):
+        return None
+    scheme = "redis" if server.get("ssl", "").lower() in _NO else "rediss"
+    return f"{scheme}://{host}:{port}/{database}"
 
 
 def _apply(text: str, edits: list[Edit]) -> str:
@@ -123,15 +182,33 @@ def _apply(text: str, edits: list[Edit]) -> str:
     return text
 
 
-def _check(text: str, path: Path) -> None:
+def _check(text: str, path: Path) -> Settings:
     """Raise `ConfigError` unless the text is a file that we read."""
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".yml") as file:
         file.write(text)
         file.flush()
         try:
-            load_settings(file.name, environ={})
+            return load_settings(file.name, environ={})
         except ConfigError as error:
             raise ConfigError(str(error).replace(file.name, str(path))) from None
+
+
+def _check_others(old: Sections, new: Sections, path: Path) -> None:
+    """Raise `ConfigError` unless the application's sections say what they said: anchors may join them with ours."""
+    for name, (key, node) in old.items():
+        if name not in OURS and (name not in new or _meaning(new[name][1]) != _meaning(node)):
+            line = key.start_mark.line + 1
+            raise ConfigError(f"{path}:{line}: {name} has an alias of what must change: write it out, then migrate")
+
+
+def _meaning(node: yaml.Node) -> tuple[str, object]:
+    """What a node says, however it is written."""
+    match node:
+        case yaml.MappingNode():
+            return node.tag, [(_meaning(key), _meaning(value)) for key, value in node.value]
+        case yaml.SequenceNode():
+            return node.tag, [_meaning(item) for item in node.value]
+    return node.tag, node.value
 
 
 def _replace(path: Path, backup: Path, text: str) -> None:

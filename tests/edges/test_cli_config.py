@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from aiogpulock.cli.migration import migrate_file
 from aiogpulock.config import load_settings
@@ -88,6 +89,12 @@ def test_a_file_of_the_original_becomes_ours(shell: Shell, tmp_path: Path) -> No
         ("gpu_lock: {max_wait_time: 1800, poll_interval: often}", "gpu_lock.poll_interval: got 'often'"),
         ("other: 1", "there is no section gpu_lock or gpu_lock_monitor in it"),
         ("- a list", "the top level must be a mapping"),
+        ("gpu_lock: {max_wait_time: 1800}\nother: \x01", "not valid YAML"),
+        ("base: &b\n  lock_timeout: 3600\ngpu_lock:\n  <<: *b\n", r":4: gpu_lock.<< is an alias"),
+        ("base: &b {lock_timeout: 3600}\ngpu_lock: *b\n", ":2: gpu_lock is an alias"),
+        ("half: &t 1800\ngpu_lock:\n  max_wait_time: *t\n", ":3: gpu_lock.max_wait_time is an alias"),
+        ("gpu_lock: &x {max_wait_time: 1800}\nother: {mine: *x}", ":2: other has an alias of what must change"),
+        ("gpu_lock: {max_wait_time: &x 1800}\nother: *x", "found undefined alias"),
     ],
 )
 def test_what_cannot_be_migrated_stays_as_it_is(text: str, complaint: str, tmp_path: Path) -> None:
@@ -112,9 +119,64 @@ def test_a_backup_is_never_overwritten(tmp_path: Path) -> None:
 def test_what_somebody_chose_stays(tmp_path: Path) -> None:
     file = tmp_path / "old.yml"
     file.write_text("gpu_lock:\n  max_wait_time: 900\n  lock_timeout: 3600\n", newline="\r\n")
-    assert len(migrate_file(file)) == 1
+    assert len(migrate_file(file).changes) == 1
     assert file.read_bytes() == b"gpu_lock:\r\n  max_wait_time: 900\r\n  lock_timeout: 600\r\n"
     assert load_settings(file, environ={}).gpu_lock.max_wait_time == 900
+
+
+@pytest.mark.parametrize(
+    "value", ["|\n    some text\n    more", ">-\n    some text", "|+\n    some text\n\n", "a\n    b"]
+)
+@pytest.mark.parametrize(
+    "rest", ["  lock_timeout: 900\n", "app_name: yivideo\n", "gpu_lock_monitor: {enabled: false}\n"]
+)
+def test_an_unknown_text_of_many_lines_takes_nothing_else_with_it(value: str, rest: str, tmp_path: Path) -> None:
+    file = tmp_path / "old.yml"
+    file.write_text(f"gpu_lock:\n  max_wait_time: 900\n  notes: {value}\n{rest}")
+    assert migrate_file(file).changes == ["gpu_lock.notes: unknown here, commented out"]
+    assert file.read_text().endswith(f"\n{rest}")
+    assert "some text" not in str(yaml.safe_load(file.read_text()))
+
+
+@pytest.mark.parametrize(
+    "ours",
+    [
+        "gpu_lock: {max_wait_time: 900}",
+        "gpu_lock: &x {}",
+        "gpu_lock:",
+        "gpu_lock:  # later",
+        "gpu_lock: ~",
+        "gpu_lock:\n  legacy: 1",
+        "gpu_lock_monitor:\n  enabled: false",
+    ],
+)
+@pytest.mark.parametrize(("tls", "scheme"), [("true", "rediss"), ("off", "redis")])
+def test_the_redis_of_the_application_is_taken_however_our_section_is_written(
+    ours: str, tls: str, scheme: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "old.yml"
+    file.write_text(f"{ours}\nredis:\n  host: r\n  lock_db: 2\n  ssl: {tls}\n")
+    url = f"{scheme}://r:6379/2"
+    changes, names_redis = migrate_file(file)
+    assert (changes[-1], names_redis) == (f"gpu_lock.redis.url: {url} (from the section redis)", True)
+    assert load_settings(file, environ={}).gpu_lock.redis.url == url
+    assert migrate_file(file).changes == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "gpu_lock:\n  poll_interval: 1\n",
+        "gpu_lock:\n  poll_interval: 1\nredis:\n  host: ${REDIS_HOST}\n",
+        "gpu_lock:\n  poll_interval: 1\nredis: {host: r, port: '${REDIS_PORT}'}\n",
+        "gpu_lock_monitor:\nredis: redis://r\n",
+    ],
+)
+def test_where_no_redis_can_be_taken_it_is_said(text: str, shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "old.yml").write_text(text)
+    done = shell.run("config", "migrate", "old.yml")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "old.yml: names no Redis: set gpu_lock.redis.url, or REDIS_URL for every program\n" in done.stderr
 
 
 def test_show_is_a_config_that_tells_where_it_comes_from(shell: Shell, tmp_path: Path) -> None:

@@ -59,10 +59,12 @@ def migrate(file: str, dry_run: bool) -> None:
 
     from aiogpulock.cli.migration import migrate_file
 
-    changes = migrate_file(Path(file), dry_run=dry_run)
+    changes, names_redis = migrate_file(Path(file), dry_run=dry_run)
     for change in changes:
         click.echo(change)
     if not changes:
         click.echo(f"{file}: nothing to change", err=True)
     elif not dry_run:
         click.echo(f"{file}: rewritten; the old one is {file}.backup", err=True)
+    if not names_redis:
+        click.echo(f"{file}: names no Redis: set gpu_lock.redis.url, or REDIS_URL for every program", err=True)
