@@ -111,7 +111,7 @@ def test_each_end_of_a_body_is_traced(arena: Arena) -> None:
 
 def _answer(*holds: tuple[float, float], waiting: Sequence[float] = ()) -> Answer:
     turns = [Hold(entered, entered, leaving, leaving) for entered, leaving in holds]
-    return Answer(turns, 0.0, 0.0, 0.0, 10.0, list(waiting), 0, [])
+    return Answer(turns, 0.0, [], 0.0, 10.0, list(waiting), 0, [])
 
 
 def test_hand_offs_are_told_in_order_and_by_process() -> None:
