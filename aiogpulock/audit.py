@@ -43,6 +43,11 @@ class AuditLog:
         """Why the last entry was not written; empty if it was."""
         return self._lines.error
 
+    def check(self) -> str:
+        """Why no entry can be written now; empty if one can."""
+        self._lines.check()
+        return self._lines.error
+
     def record(
         self,
         action: AuditAction,

@@ -21,16 +21,23 @@ class JsonLines:
         self._path = path
         self._setting = setting
         self.error = ""
-        """Why the last record was not written; empty if it was."""
+        """Why the last record was not written, or could not be now; empty: it was, or it could."""
 
     def append(self, record: object) -> None:
         """One write per line: several processes may share the file."""
+        self._write(msgspec.json.encode(record) + b"\n")
+
+    def check(self) -> None:
+        """Find out whether a record could be written, before there is one."""
+        self._write(b"")
+
+    def _write(self, line: bytes) -> None:
         try:
             path = self._path()
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("ab") as file:
-                    file.write(msgspec.json.encode(record) + b"\n")
+                    file.write(line)
             self.error = ""
         except (OSError, RuntimeError) as failure:  # RuntimeError: there is no home directory
             if not self.error:

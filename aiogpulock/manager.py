@@ -50,6 +50,8 @@ T = TypeVar("T")
 COMMAND_CONNECTIONS = 4
 URGENT_CONNECTIONS = 1
 """For beats and releases: they never wait behind a thousand acquires."""
+MOST_REASON = 500
+"""Characters of a reason in a lock's history."""
 
 
 class GpuLockManager:
@@ -224,8 +226,8 @@ class GpuLockManager:
         """End exactly the holder that is seen now, never its successor; the next waiter is granted in the same step.
 
         The holder is told at once: its body is cancelled, reason ``forced``. Answers whether there was one to end.
-        `holder_id`: only this holder (for a foreign value: the value). `reason` and `actor` go into the lock's history.
-        Raises `RedisUnavailableError`.
+        `holder_id`: only this holder (for a foreign value: the value). `reason`, cut to 500 characters, and `actor` go
+        into the lock's history. Raises `RedisUnavailableError`.
         """
         parts = await self.started()
         keys = await self.keys_of(gpu_id)
@@ -234,6 +236,7 @@ class GpuLockManager:
         if value is None or holder_id not in (None, seen.holder_id or value):
             return False
         terms = self.script_terms()
+        reason = reason[:MOST_REASON]  # a lock keeps 1,000 events
         who = f"{actor or self.actor} ({reason})"
         ended, more = await parts.scripts.reap(keys, terms, value, "forced", "forced", who)
         if more:

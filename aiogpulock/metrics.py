@@ -107,7 +107,11 @@ def _gauges(locks: Iterable[LockSnapshot]) -> Iterator[Metric]:
         ("quarantined", "1 while the GPU is in quarantine.", lambda lock: float(lock.quarantine is not None)),
         ("queue_length", "Requests that wait.", lambda lock: lock.waiters - lock.dead_waiters),
         ("holder_age_seconds", "Since the lease began.", lambda lock: lock.age),
-        ("holder_silent_seconds", "Since the holder's last beat.", lambda lock: lock.silent_for),
+        (
+            "holder_silent_seconds",
+            "Since the last beat of a holder with a heartbeat.",
+            lambda lock: lock.silent_for if lock.beats else None,
+        ),
         ("lease_left_seconds", "Until the lease ends without a beat.", lambda lock: lock.deadline_in),
     ]
     locks = list(locks)

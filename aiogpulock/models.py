@@ -177,6 +177,14 @@ class LockSnapshot(msgspec.Struct, frozen=True, kw_only=True):
             return None
         return max(0.0, self.lease - self.deadline_in)
 
+    @property
+    def beats(self) -> bool:
+        """Its holder has a heartbeat: a lease without one is as long as the key lives."""
+        silent = self.silent_for
+        if silent is None or self.lease is None or self.expires_in is None:
+            return False
+        return self.lease < self.expires_in + silent - 1
+
 
 def for_outside(lock: LockSnapshot) -> dict[str, Any]:
     """As JSON shows it: without the process records, whose boot ids and namespaces serve our own programs alone."""

@@ -87,10 +87,7 @@ def _zombie(zombie: Zombie) -> Alert:
 def _silent(lock: LockSnapshot, limit: float) -> Iterator[Alert]:
     """A lease longer than the limit hides a dead holder for longer. A holder without a heartbeat is not silent."""
     silent = lock.silent_for
-    if silent is None or silent < limit or lock.lease is None or lock.expires_in is None:
-        return
-    beats = lock.lease < lock.expires_in + silent - 1  # a lease without beats is as long as the ttl of the key
-    if beats:
+    if silent is not None and silent >= limit and lock.beats:
         text = (
             f"{lock.key}: no beat of {lock.task_name} for {silent:.0f} s; its lease has {lock.deadline_in:.0f} s left"
         )

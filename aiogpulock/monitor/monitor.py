@@ -222,7 +222,7 @@ class GpuLockMonitor:
             rates=self._rates.rates(began, {lock.key: Totals.of(lock) for lock in locks}),
             told=tuple(told),
             idle=tuple(await self._look_for_idle(locks)),
-            audit_error=self._audit.error,
+            audit_error=self._audit.check(),
             complete=complete,
             seconds=clock.now() - began,
         )

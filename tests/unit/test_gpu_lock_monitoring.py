@@ -36,7 +36,7 @@ from aiogpulock.zombies import find_zombies
 from tests.acl import LEAST_PRIVILEGES
 from tests.raw_scripts import RawLock
 from tests.servers import RealServer
-from tests.unit.support import FOREVER, eventually, waiters
+from tests.unit.support import FOREVER, eventually, held_elsewhere, waiters
 
 INTERVAL = 0.5
 SHORT: dict[str, Any] = {"warning": 0.1, "soft_timeout": 0.2, "hard_timeout": 0.3}
@@ -483,14 +483,18 @@ async def test_odd_keys_are_reported_and_end_no_round(redis_url: str, redis_clea
 
 
 async def test_an_audit_log_that_cannot_be_written_is_reported_once_and_hinders_no_repair(
-    manager: GpuLockManager, redis_cleanup: redis.Redis, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    redis_url: str, redis_cleanup: redis.Redis, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
-    monitor = GpuLockMonitor(manager, audit_log=str(tmp_path / "file" / "audit"))
-    for number in range(2):
-        RawLock(redis_cleanup, str(number)).hold("stale", lease=1)
-    await asyncio.sleep(0.005)
-    seen = await monitor.round()
+    async with GpuLockManager(redis_url, restart_grace=0) as manager:
+        monitor = GpuLockMonitor(manager, audit_log=str(tmp_path / "file" / "audit"))
+        assert "gpu_lock_monitor.audit_log" in (await monitor.round()).audit_error  # before there is anything to write
+        for number in range(2):
+            RawLock(redis_cleanup, str(number)).hold("stale", lease=1)
+        await asyncio.sleep(0.005)
+        seen = await monitor.round()
+        (tmp_path / "file").unlink()
+        assert (await monitor.round()).audit_error == ""
 
     assert len(seen.repaired) == 2
     assert "gpu_lock_monitor.audit_log" in seen.audit_error
@@ -498,6 +502,7 @@ async def test_an_audit_log_that_cannot_be_written_is_reported_once_and_hinders_
     assert [(record.name, record.levelno) for record in told] == [
         ("aiogpulock.json_lines", logging.ERROR),
         ("aiogpulock.incidents", logging.WARNING),
+        ("aiogpulock.incidents", logging.WARNING),  # it has ended
     ]
 
 
@@ -938,3 +943,11 @@ async def test_a_foreign_value_that_is_no_text_is_waited_for_and_released_by_wha
         with pytest.raises(LeaseLostError):
             await lease.release()
         redis_cleanup.delete("gpu_lock:7")
+
+
+async def test_a_reason_without_end_is_cut(manager: GpuLockManager) -> None:
+    with pytest.raises(LeaseLostError):
+        async with held_elsewhere(manager):
+            await manager.force_release(0, reason="x" * 9000)
+    [event] = await manager.history(0)
+    assert 500 <= len(event.actor) < 600

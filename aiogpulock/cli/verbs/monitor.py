@@ -9,12 +9,13 @@ import click
 from aiogpulock.cli.options import Target, target_options
 
 if TYPE_CHECKING:
+    from aiogpulock.manager import GpuLockManager
     from aiogpulock.models import Alert
     from aiogpulock.monitor import Round
 
 
 @click.command(short_help="Free what is dead, and tell.")
-@click.option("--once", is_flag=True, help="One round, for cron.")
+@click.option("--once", is_flag=True, help="One round, for cron; status 1 if it was in vain.")
 @click.option("--dry-run", is_flag=True, help="Only tell what is dead; as auto_recovery: false.")
 @target_options
 def command(once: bool, dry_run: bool, target: Target) -> None:
@@ -27,9 +28,16 @@ def command(once: bool, dry_run: bool, target: Target) -> None:
     import asyncio
     import os
     import signal
+    from contextlib import suppress
 
     from aiogpulock.cli.session import end_in_order_at_hang_up
+    from aiogpulock.errors import RedisUnavailableError
     from aiogpulock.monitor import GpuLockMonitor
+
+    async def start(manager: GpuLockManager) -> None:
+        """Whoever watches Redis tells people that it is away, also at the start."""
+        with suppress(RedisUnavailableError):
+            await manager.started()
 
     async def work() -> None:
         """A service manager ends it by SIGTERM: what waits is still sent, and another monitor may speak at once."""
@@ -41,10 +49,11 @@ def command(once: bool, dry_run: bool, target: Target) -> None:
         teller = _Teller()
         monitor = GpuLockMonitor(manager, on_round=teller.tell, alert_log=teller.alert, **overrides)
         try:
-            await manager.started()
             if once:
-                await monitor.round()
+                await manager.started()
+                _judge(await monitor.round())
             else:
+                await start(manager)
                 click.echo(f"watching {manager.server} every {monitor.settings.monitor_interval:g} s", err=True)
                 await monitor.run()
         finally:
@@ -60,6 +69,17 @@ def command(once: bool, dry_run: bool, target: Target) -> None:
         asyncio.run(work())
     except asyncio.CancelledError:
         os.kill(os.getpid(), signal.SIGTERM)  # its handler went with the loop: die of it as without us
+
+
+def _judge(seen: Round) -> None:
+    """For cron. Raises what ends the program if the round was in vain."""
+    from aiogpulock.errors import GpuLockError
+
+    if seen.error:
+        raise GpuLockError(seen.error)
+    if seen.failed:
+        failure = seen.failed[0]
+        raise GpuLockError(f"{failure.repair.key} could not be repaired ({failure.repair.detail}): {failure.error}")
 
 
 class _Teller:
@@ -88,4 +108,4 @@ class _Teller:
 
         from aiogpulock.cli.words import plain
 
-        click.echo(f"{datetime.now().strftime('%Y-%m-%d %H:%M:%S')} {what}: {plain(text)}")
+        click.echo(f"{datetime.now().strftime('%Y-%m-%d %H:%M:%S')} {plain(what)}: {plain(text)}")
