@@ -80,6 +80,14 @@ async def test_an_expired_lease_is_counted_whoever_noticed(redis_url: str, redis
     assert found['aiogpulock_lease_lost_total{gpu="0",reason="lease_expired",uuid=""}'] == 1
 
 
+async def test_a_holder_without_a_heartbeat_is_not_silent(manager: GpuLockManager) -> None:
+    silent = 'aiogpulock_holder_silent_seconds{gpu="0",uuid=""}'
+    async with held_elsewhere(manager, heartbeat={"enabled": False}):
+        assert silent not in samples(await render_metrics(manager))
+    async with held_elsewhere(manager):
+        assert silent in samples(await render_metrics(manager))
+
+
 async def test_a_name_that_is_no_label_text_is_escaped_and_no_task_name_is_shown(
     manager: GpuLockManager, redis_cleanup: redis.Redis
 ) -> None:
