@@ -1,6 +1,7 @@
 """``python -m tests.pythons``: the cancellation sweep on every newer Python that is installed here.
 
-Cancellation is where the versions of asyncio differ most. Name other tests to run those instead.
+Cancellation is where the versions of asyncio differ most, and where the interpreter looks for signals differs too. Name
+other tests to run those instead.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ SWEEP = (
     "tests/unit/test_loss_and_cancellation.py",
     "tests/gpu/test_cancellation_beside_a_gpu.py",
     "tests/unit/test_background.py",
+    "tests/unit/test_sync.py",
 )
 NEWEST_MINOR = 20
 

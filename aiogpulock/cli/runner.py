@@ -13,13 +13,13 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from aiogpulock.cli.app import complain
-from aiogpulock.cli.exits import LOST, SIGNALLED
+from aiogpulock.cli.exits import FAILED, LOST, SIGNALLED
 from aiogpulock.cli.keeper import Kept
 from aiogpulock.cli.notices import shorten_driver_notice
 from aiogpulock.cli.options import Target
 from aiogpulock.cli.process_tree import send, with_variable
 from aiogpulock.cli.waiting_line import waiting_line
-from aiogpulock.errors import LeaseLostError, LockTimeoutError, NestedLockError, QueueFullError
+from aiogpulock.errors import LeaseLostError, LockTimeoutError, MemoryNotFreedError, NestedLockError, QueueFullError
 from aiogpulock.lease import Lease
 from aiogpulock.manager import GpuLockManager
 
@@ -177,9 +177,8 @@ class _Runner:
                 status = await self._under(lease)
                 reason = "normal" if status == 0 else "exception"
             finally:
-                with suppress(LeaseLostError):  # which has been told
-                    await lease.release(reason)
-        return self._exit_status(status, lost=lease.lost_reason is not None)
+                given_back = await _give_back(lease, reason)
+        return self._exit_status(status, lost=lease.lost_reason is not None) or (0 if given_back else FAILED)
 
     def _limit(self) -> dict[str, Any]:
         """The built-in limit is for servers: a job waits for ever unless somebody said something else."""
@@ -227,6 +226,16 @@ class _Runner:
         if status == -signal.SIGINT and self._last is not None and self._last.by_terminal:
             raise _SignalledError(self._last)
         return status if status >= 0 else SIGNALLED - status
+
+
+async def _give_back(lease: Lease, reason: str) -> bool:
+    """Release. Answers whether the memory is back, where policy ``raise`` asks."""
+    try:
+        with suppress(LeaseLostError):  # which has been told
+            await lease.release(reason)
+    except MemoryNotFreedError:  # the log has said so
+        return False
+    return True
 
 
 async def _end_orphans(token: str) -> None:

@@ -159,18 +159,17 @@ def _memory(handle: Any, uuid: str, version: int | None) -> tuple[Any, Literal[1
 
 def _processes(handle: Any) -> tuple[ProcessMemory, ...] | None:
     """One process may be on both lists, with the same figure. None if the driver keeps either for itself."""
-    found: dict[int, int | None] = {}
     try:
-        for entry in _listed(handle, "nvmlDeviceGetComputeRunningProcesses"):
-            found[entry.pid] = entry.usedGpuMemory
-        for entry in _listed(handle, "nvmlDeviceGetGraphicsRunningProcesses"):
-            before = found.get(entry.pid, 0)
-            known = before is not None and entry.usedGpuMemory is not None
-            found[entry.pid] = max(before or 0, entry.usedGpuMemory or 0) if known else None
+        compute, graphics = _listed(handle, "nvmlDeviceGetComputeRunningProcesses"), _graphics(handle)
     except NvmlError as error:
         if error.status in ("not_supported", "no_permission"):
             return None
         raise
+    found: dict[int, int | None] = {entry.pid: entry.usedGpuMemory for entry in compute}
+    for entry in graphics:
+        before = found.get(entry.pid, 0)
+        known = before is not None and entry.usedGpuMemory is not None
+        found[entry.pid] = max(before or 0, entry.usedGpuMemory or 0) if known else None
     if any(_is_mps(pid) for pid in found):
         return None  # the MPS server stands for all its clients: whose memory it is, the list does not tell
     return tuple(ProcessMemory(pid, size) for pid, size in sorted(found.items()))
@@ -181,6 +180,16 @@ def _is_mps(pid: int) -> bool:
         return Path(f"/proc/{pid}/comm").read_text("utf-8", "replace").startswith("nvidia-cuda-mps")
     except OSError:
         return False
+
+
+def _graphics(handle: Any) -> list[Any]:
+    """A device that knows no such list has no such processes."""
+    try:
+        return _listed(handle, "nvmlDeviceGetGraphicsRunningProcesses")
+    except NvmlError as error:
+        if error.status == "not_supported":
+            return []
+        raise
 
 
 def _listed(handle: Any, function: str) -> list[Any]:

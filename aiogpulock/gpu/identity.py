@@ -89,6 +89,8 @@ async def resolve(
             lock_id = await _by_uuid(uuid, mode, aliases, linked=place.is_mig or (whole and devices is not None))
         case Place(index=int(index)):
             lock_id = await _by_index(index, mode, aliases)
+            if lock_id != str(index):
+                place = msgspec.structs.replace(place, uuid=lock_id)
     return Identity(lock_id, place)
 
 

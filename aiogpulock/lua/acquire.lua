@@ -77,6 +77,7 @@ local function enqueue()
     count('attempts')
   end
   redis.call('HSET', WAITERS, id, table.concat({me.inbox, me.lease, me.ttl, text(me.arrival), me.task}, ' '))
+  add(WAITERS, '#' .. me.inbox, 1)
   redis.call('ZADD', QUEUE, me.arrival - tonumber(ARGV[13]) * PRIORITY_STEP_US, id)
   if me.arrival > f.arrival then
     f.arrival = me.arrival
@@ -120,20 +121,19 @@ end
 
 local most = tonumber(ARGV[14])
 local enqueued = 0
-local seated = redis.call('ZSCORE', QUEUE, id)
-if seated then
-  local seat = read_seat(id)
-  seated = seat and seat.inbox == me.inbox   -- else the walk takes it for dead, though its waiter calls
-end
+local seat = read_seat(id)
+-- In another inbox the walk takes it for dead, though its waiter calls.
+local seated = seat and seat.inbox == me.inbox and redis.call('ZSCORE', QUEUE, id)
 if not seated then
   if me.arrival == 0 and most >= 0 and waiters >= most then
     count('attempts')
     return {'full', waiters, value or ''}
   end
+  if seat then drop_seat(id) end
   enqueue()
   enqueued = 1
 elseif me.arrival == 0 then
-  me.arrival = (read_seat(id) or {arrival = now_us}).arrival   -- the reply of the first call was lost
+  me.arrival = seat.arrival   -- the reply of the first call was lost
 end
 refresh_inbox()
 

@@ -7,7 +7,7 @@
 if not outcome_of(ARGV[4]) then
   finish(ARGV[4], 'released')
   for i = 5, #ARGV, 2 do
-    add(ARGV[i], ARGV[i + 1])
+    add(STATS, ARGV[i], ARGV[i + 1])
   end
   redis.call('PEXPIRE', STATS, KEEP_UNUSED)
 end

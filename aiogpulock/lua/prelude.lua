@@ -46,6 +46,14 @@ local function whole(field, otherwise)
   return number and number >= 0 and number < 2 ^ 53 and number or otherwise
 end
 
+-- Through pcall: a counter that somebody wrote over (nil then) stops no script half-way. A server out of memory does,
+-- at the first write: behind an expiry, which needs no memory, it would let the rest through.
+local function add(key, counter, amount)
+  local reply = redis.pcall('HINCRBY', key, counter, amount)
+  if type(reply) == 'number' then return reply end
+  if string.find(reply.err, '^OOM') then error(reply) end
+end
+
 local function read_holder()
   local f = redis.call('HMGET', HOLDER, 'id', 'v', 'token', 'deadline', 'phase', 'task', 'inbox', 'process',
     'arrival', 'since', 'dirty')
@@ -69,19 +77,14 @@ end
 local fence_read
 local function fence()
   if not fence_read then
-    local f = redis.call('HMGET', FENCE, 'token', 'arrival', 'run', 'since', 'dirty', 'cursor', 'quarantine')
+    local f = redis.call('HMGET', FENCE, 'token', 'arrival', 'run', 'since', 'dirty', 'cursor', 'quarantine', 'watcher')
     fence_read = {
       token = whole(f[1], 0), arrival = whole(f[2], 0), run = f[3], since = whole(f[4], 0),
       dirty = f[5] or '', cursor = whole(f[6], 0), quarantine = f[7] or '',
+      watcher = f[8],
     }
   end
   return fence_read
-end
-
-local function drop_seat(id)
-  redis.call('HDEL', WAITERS, id)
-  redis.call('ZREM', QUEUE, id)
-  if redis.call('EXISTS', QUEUE) == 0 then redis.call('DEL', WAITERS) end
 end
 
 -- Since when a monitor has known this foreign value to stand without expiry: 0 if it has not noted it, or if a lease
@@ -91,6 +94,59 @@ local function foreign_since()
   local f = redis.call('HMGET', FENCE, 'foreign', 'foreign_since', 'foreign_token', 'token')
   if f[1] ~= value or f[3] ~= (f[4] or '0') then return 0 end
   return whole(f[2], 0)
+end
+
+-- seats: the queue's entries ----------------------------------------------------------------------------------
+-- waiters: id -> 'inbox lease ttl arrival task';  '@' .. inbox -> 'mode next_check expires deaf process', and
+-- '#' .. inbox -> its seats, of which the last takes both with it
+
+-- nil: none that is alive
+local function read_inbox(inbox)
+  local entry = redis.call('HGET', WAITERS, '@' .. inbox) or ''
+  local mode, next_check, expires, deaf, process = entry:match('^(%a+) (%d+) (%d+) (%d) (.*)$')
+  if not mode or tonumber(expires) <= now then return nil end
+  return {mode = mode, next_check = tonumber(next_check), expires = tonumber(expires), deaf = deaf == '1',
+    process = process}
+end
+
+local function write_inbox(inbox, r)
+  redis.call('HSET', WAITERS, '@' .. inbox,
+    table.concat({r.mode, text(r.next_check), text(r.expires), r.deaf and '1' or '0', r.process}, ' '))
+end
+
+local function read_seat(id)
+  local entry = redis.call('HGET', WAITERS, id) or ''
+  local inbox, lease, ttl, arrival, task = entry:match('^(%S+) (%d+) (%d+) (%d+) (.*)$')
+  if not inbox then return nil end
+  return {id = id, inbox = inbox, lease = tonumber(lease), ttl = tonumber(ttl), arrival = tonumber(arrival), task = task}
+end
+
+local function drop_seat(id)
+  redis.call('ZREM', QUEUE, id)
+  if redis.call('EXISTS', QUEUE) == 0 then return redis.call('DEL', WAITERS) end
+  local inbox = (redis.call('HGET', WAITERS, id) or ''):match('^%S*')
+  redis.call('HDEL', WAITERS, id)
+  if (add(WAITERS, '#' .. inbox, -1) or 0) <= 0 then redis.call('HDEL', WAITERS, '#' .. inbox, '@' .. inbox) end
+end
+
+-- Calls `visit(seat, inbox)` for each live seat from a rank on until it returns true. Seats whose inbox has expired
+-- are passed over, and removed if `sweep`. Answers whether it was stopped, and the rank to go on from if the
+-- bound was hit (0: the end was reached).
+local function walk(rank, sweep, visit)
+  local inboxes, looked = {}, 0
+  while looked < WALK_BOUND do
+    local ids = redis.call('ZRANGE', QUEUE, rank, rank + CHUNK - 1)
+    if #ids == 0 then return false, 0 end
+    for _, id in ipairs(ids) do
+      looked = looked + 1
+      local seat = read_seat(id)
+      if seat and inboxes[seat.inbox] == nil then inboxes[seat.inbox] = read_inbox(seat.inbox) or false end
+      local inbox = seat and inboxes[seat.inbox]
+      if inbox and visit(seat, inbox) then return true, 0 end
+      if sweep and not inbox then drop_seat(id) else rank = rank + 1 end
+    end
+  end
+  return false, rank
 end
 
 -- outcomes: a finished id stays finished, so no delayed or repeated call can bring a lock back ----------------
@@ -109,67 +165,14 @@ local function finish(id, outcome)
   redis.call('PEXPIRE', DONE, KEEP_DONE)
 end
 
--- Through pcall: a counter that somebody wrote over stops no script half-way. A server out of memory does, at the
--- first write: behind an expiry, which needs no memory, it would let the rest through.
-local function add(counter, amount)
-  local reply = redis.pcall('HINCRBY', STATS, counter, amount)
-  if type(reply) == 'table' and reply.err and string.find(reply.err, '^OOM') then error(reply) end
-end
-
 local function count(counter)
-  add(counter, 1)
+  add(STATS, counter, 1)
   redis.call('PEXPIRE', STATS, KEEP_UNUSED)
 end
 
 local function record(...)
   redis.call('XADD', EVENTS, 'MAXLEN', '~', EVENT_ENTRIES, '*', ...)
   redis.call('PEXPIRE', EVENTS, KEEP_UNUSED)
-end
-
--- seats: the queue's entries ----------------------------------------------------------------------------------
--- waiters: id -> 'inbox lease ttl arrival task';  '@' .. inbox -> 'mode next_check expires deaf process'
-
-local function read_inbox(inbox)
-  local entry = redis.call('HGET', WAITERS, '@' .. inbox)
-  if not entry then return nil end
-  local mode, next_check, expires, deaf, process = entry:match('^(%a+) (%d+) (%d+) (%d) (.*)$')
-  if not mode then return nil end
-  return {mode = mode, next_check = tonumber(next_check), expires = tonumber(expires), deaf = deaf == '1',
-    process = process}
-end
-
-local function write_inbox(inbox, r)
-  redis.call('HSET', WAITERS, '@' .. inbox,
-    table.concat({r.mode, text(r.next_check), text(r.expires), r.deaf and '1' or '0', r.process}, ' '))
-end
-
-local function read_seat(id)
-  local entry = redis.call('HGET', WAITERS, id)
-  if not entry then return nil end
-  local inbox, lease, ttl, arrival, task = entry:match('^(%S+) (%d+) (%d+) (%d+) (.*)$')
-  if not inbox then return nil end
-  return {id = id, inbox = inbox, lease = tonumber(lease), ttl = tonumber(ttl), arrival = tonumber(arrival), task = task}
-end
-
--- Calls `visit(seat, inbox)` for each live seat from a rank on until it returns true. Seats whose inbox has expired
--- are passed over, and removed if `sweep`. Answers whether it was stopped, and the rank to go on from if the
--- bound was hit (0: the end was reached).
-local function walk(rank, sweep, visit)
-  local inboxes, looked = {}, 0
-  while looked < WALK_BOUND do
-    local ids = redis.call('ZRANGE', QUEUE, rank, rank + CHUNK - 1)
-    if #ids == 0 then return false, 0 end
-    for _, id in ipairs(ids) do
-      looked = looked + 1
-      local seat = read_seat(id)
-      if seat and inboxes[seat.inbox] == nil then inboxes[seat.inbox] = read_inbox(seat.inbox) or false end
-      local inbox = seat and inboxes[seat.inbox]
-      local live = inbox and inbox.expires > now
-      if live and visit(seat, inbox) then return true, 0 end
-      if sweep and not live then drop_seat(id) else rank = rank + 1 end
-    end
-  end
-  return false, rank
 end
 
 -- holding and ending -------------------------------------------------------------------------------------------
@@ -227,8 +230,8 @@ local function end_hold(outcome, reason, actor)
   if outcome == 'reaped' or outcome == 'forced' then count('ended_' .. reason) end
   if h.phase ~= 'granted' then
     local wait, hold = text(math.max(0, h.since - math.floor(h.arrival / 1000))), text(math.max(0, now - h.since))
-    add('wait_ms', wait)
-    add('hold_ms', hold)
+    add(STATS, 'wait_ms', wait)
+    add(STATS, 'hold_ms', hold)
     count('holds')
     record('event', outcome, 'task', h.task, 'token', text(h.token), 'holder', h.id, 'reason', reason,
       'actor', actor or '', 'wait_ms', wait, 'hold_ms', hold)
@@ -269,15 +272,9 @@ local function restart_grace_left()
   local run = info:sub(at + 1, at + RUN_ID_SIZE)
   local f = fence()
   if f.run ~= run then
-    if run == CLEAN_RUN then
-      f.since = 0
-    elseif f.run then
-      f.since = now
-    else
-      -- The difference of two clocks cut to seconds: up to 1 s more than the server has been up.
-      f.since = now - math.max(0, (tonumber(info:match('uptime_in_seconds:(%d+)')) or 0) - 1) * 1000
-    end
-    f.run = run
+    -- The difference of two clocks cut to seconds: up to 1 s more than the server has been up.
+    local up = math.max(0, (tonumber(info:match('uptime_in_seconds:(%d+)')) or 0) - 1) * 1000
+    f.run, f.since = run, run == CLEAN_RUN and 0 or f.run and now or now - up
     redis.call('HSET', FENCE, 'run', run, 'since', f.since)
     redis.call('PEXPIRE', FENCE, KEEP_UNUSED)
   end
@@ -318,24 +315,27 @@ end
 -- grant --------------------------------------------------------------------------------------------------------
 
 -- One waiter beside the holder is told until when to watch: an expiry or a crash announces itself to nobody. One of the
--- holder's own inbox would die with it, so it is the first of another, if there is one among the next.
+-- holder's own inbox would die with it, so it is one of another, if any waits. Who was found behind many is told again.
 local function tell_next(unreachable)
-  local function watches(inbox)
-    return tell(inbox, string.format('{"type":"watch","lock":"%s","holder":"%s","deadline_in":%.0f,"process":%s}', LOCK,
-      holder.id, math.max(0, holder.deadline - now), holder.process ~= '' and holder.process or 'null')) > 0
+  local function watches(name, inbox)
+    if not inbox or inbox.mode ~= 'push' or inbox.deaf or unreachable[name] then return false end
+    unreachable[name] = tell(name, string.format(
+      '{"type":"watch","lock":"%s","holder":"%s","deadline_in":%.0f,"process":%s}', LOCK, holder.id,
+      math.max(0, holder.deadline - now), holder.process ~= '' and holder.process or 'null')) == 0
+    return not unreachable[name]
   end
-  local beside, told = 0, false
-  walk(0, false, function(seat, inbox)
-    if seat.id == holder.id or inbox.mode ~= 'push' or inbox.deaf or unreachable[seat.inbox] then return false end
-    if seat.inbox == holder.inbox then
-      beside = beside + 1
-      return beside == CHUNK
-    end
-    told = watches(seat.inbox)
-    unreachable[seat.inbox] = not told
-    return told
-  end)
-  if beside > 0 and not told then watches(holder.inbox) end
+  local own, known = whole(redis.call('HGET', WAITERS, '#' .. holder.inbox), 0), fence().watcher
+  local passed, told = 0, false
+  if redis.call('ZCARD', QUEUE) > own then
+    told = known and known ~= holder.inbox and watches(known, read_inbox(known)) or walk(0, false, function(seat, inbox)
+      passed = passed + 1
+      if seat.inbox == holder.inbox or not watches(seat.inbox, inbox) then return false end
+      if passed > CHUNK then redis.pcall('HSET', FENCE, 'watcher', seat.inbox) end
+      return true
+    end)
+  end
+  local seated = holder.phase == 'granted' and 1 or 0   -- by the holder itself, until its claim
+  if not told and own > seated then watches(holder.inbox, read_inbox(holder.inbox)) end
 end
 
 -- Gives the free lock to the first waiter that can take it: `caller` (an acquire's id) in the reply, a polling

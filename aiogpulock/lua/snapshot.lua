@@ -12,7 +12,7 @@ local listed, dead = {}, 0
 for _, id in ipairs(redis.call('ZRANGE', QUEUE, 0, tonumber(ARGV[4]) - 1)) do
   local seat = read_seat(id)
   local inbox = seat and read_inbox(seat.inbox)
-  if inbox and inbox.expires > now then
+  if inbox then
     listed[#listed + 1] = {id, seat.task, inbox.process, seat.arrival, inbox.mode, inbox.deaf and 1 or 0}
   else
     dead = dead + 1

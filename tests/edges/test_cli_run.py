@@ -14,8 +14,11 @@ import psutil
 import pytest
 import redis
 
-from tests.edges.shell import COMMAND, ROOT, Shell, ended, read_until
+from tests.edges.shell import COMMAND, ROOT, Shell, driver_variables, ended, read_until
+from tests.gpu.conftest import driver_folder as driver_folder
+from tests.gpu.conftest import sim as sim
 from tests.helpers import wait_until
+from tests.nvml_sim import GiB, Simulation
 from tests.servers import RealServer
 
 HOLD = "echo in; exec sleep 100"
@@ -195,6 +198,21 @@ def test_a_signal_is_passed_on_and_its_end_too(
     read_until(plain, "in")
     plain.send_signal(signum)
     assert ended(plain) == (128 + signum, "", "")
+
+
+@pytest.mark.parametrize(("command", "ends_with"), [("exit 7", 7), ("exit 0", 1)])
+def test_memory_that_is_not_back_hides_no_failure_of_the_command(
+    command: str, ends_with: int, shell: Shell, redis_cleanup: redis.Redis, driver_folder: Path, sim: Simulation
+) -> None:
+    policy = {"AIOGPULOCK_GPU_MEMORY_POLICY": "raise", "AIOGPULOCK_GPU_MEMORY_SETTLE_TIME": "0.2"}
+    shell.env |= driver_variables(driver_folder, sim) | policy
+    leaky = shell.start("run", "--", "sh", "-c", f"trap '{command}' TERM; echo in; while :; do sleep 0.05; done")
+    read_until(leaky, "in")
+    sim.use(0, 5 * GiB, pid=shell.marked("sh -c trap")[0].pid)
+    leaky.terminate()
+    status, _, told = ended(leaky)
+    assert status == ends_with
+    assert re.fullmatch(r"aiogpulock: .*memory.*\n", told)
 
 
 def test_a_signal_ends_the_wait(shell: Shell, redis_cleanup: redis.Redis) -> None:

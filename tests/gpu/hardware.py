@@ -16,6 +16,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import pynvml
+
 from aiogpulock import GpuLockManager, Lease, MemoryReport
 from aiogpulock.gpu.nvml import shared
 from aiogpulock.gpu.verify import own_pids
@@ -90,7 +92,20 @@ async def idle_memory(bench: Bench) -> Figures:
     assert second.total == first.total
     assert first.used >= second.used, "the first version counts what the driver reserves"
     figures = {"v2 used": second.used, "v1 used": first.used, "reserved": second.reserved, "total": second.total}
-    return figures | {"listed": None if second.processes is None else len(second.processes)}
+    lists = {name: _list_answers(bench.uuid, name) for name in ("Compute", "Graphics")}
+    return figures | {"listed": None if second.processes is None else len(second.processes), "lists": lists}
+
+
+def _list_answers(uuid: str, name: str) -> str:
+    """Each list of processes may be unknown to a device, such as a MIG one."""
+    pynvml.nvmlInit()
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        return f"{len(getattr(pynvml, f'nvmlDeviceGet{name}RunningProcesses')(handle))} listed"
+    except pynvml.NVMLError as error:
+        return str(error)
+    finally:
+        pynvml.nvmlShutdown()
 
 
 async def call_times(bench: Bench) -> Figures:

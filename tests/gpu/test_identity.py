@@ -89,6 +89,12 @@ async def test_ids_mean_devices(aliases: Aliases, gpu_id: str, visible: str | No
     assert await key(aliases, gpu_id, visible=visible) == expected
 
 
+async def test_who_knows_the_index_alone_learns_the_uuid_from_the_others(aliases: Aliases) -> None:
+    await key(aliases, "1")
+    found = await resolve("1", mode="auto", devices=NO_NVML, visible=Visible(), aliases=aliases)
+    assert (found.lock_id, found.place) == (B, Place(B, 1))
+
+
 async def test_the_identity_tells_uuid_index_and_model(aliases: Aliases) -> None:
     found = await resolve("cuda:0", mode="auto", devices=TWO, visible=Visible("1"), aliases=aliases)
     assert (found.place.uuid, found.place.index, found.place.name) == (B, 1, "H100")

@@ -325,7 +325,7 @@ async def test_after_a_restart_a_newcomer_leaves_the_first_word_to_those_who_los
             assert not client.exists(ALIASES)
             client.hset(ALIASES, "0", uuid(0))  # somebody comes back
         lease = await waits
-        assert lease.gpu == Gpu(uuid(0), index=0)
+        assert lease.gpu == Gpu(uuid(0), uuid(0), 0)
         await lease.release()
 
 

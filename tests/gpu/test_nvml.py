@@ -109,12 +109,18 @@ async def test_the_first_version_of_the_memory_call_stands_in_where_the_second_i
         await nvml.read(uuid(0), version=2)
 
 
-@pytest.mark.parametrize("call", ["compute", "graphics"])
+@pytest.mark.parametrize(("call", "code"), [("compute", 3), ("compute", 4), ("graphics", 4)])
 async def test_a_process_list_that_the_driver_keeps_for_itself_is_none_and_not_empty(
-    sim: Simulation, nvml: Nvml, call: str
+    sim: Simulation, nvml: Nvml, call: str, code: int
 ) -> None:
-    sim.call(call).error = 3
+    sim.call(call).error = code
     assert (await nvml.read(uuid(0))).processes is None
+
+
+async def test_a_device_without_a_list_of_graphics_processes_has_its_other_list(sim: Simulation, nvml: Nvml) -> None:
+    sim.use(0, GiB, pid=4242)
+    sim.call("graphics").error = 3
+    assert (await nvml.read(uuid(0))).processes == (ProcessMemory(4242, GiB),)
 
 
 async def test_bytes_that_the_driver_does_not_tell_are_unknown_and_not_zero(sim: Simulation, nvml: Nvml) -> None:

@@ -51,18 +51,19 @@ def test_after_a_crash_each_grant_is_dirty_until_somebody_could_look(
         worker.expect("left", name=name)
 
 
+@pytest.mark.parametrize("requests", [2, 41])
 def test_a_crash_is_noticed_at_once_although_the_next_in_line_died_with_the_holder(
-    server: RealServer, crew: Crew, lock: RawLock
+    server: RealServer, crew: Crew, lock: RawLock, requests: int
 ) -> None:
     """A program with several waiters is given the lock and killed: another program behind them watches it."""
     first, several, other = (crew.start(server.url, **LONG) for _ in range(3))
     first.tell("acquire", name="a")
     first.expect("held")
-    for place, (worker, name) in enumerate([(several, "b"), (several, "c"), (other, "d")], 1):
+    for place, (worker, name) in enumerate([*((several, f"b{n}") for n in range(requests)), (other, "c")], 1):
         worker.tell("acquire", name=name)
         wait_until(lambda place=place: len(lock.queue) == place, description="a waiter in the queue")
     first.tell("release", name="a")
-    several.expect("held", name="b")
+    several.expect("held", name="b0")
     killed_at = several.kill()
     assert other.expect("held")["at"] - killed_at < 2
 

@@ -352,3 +352,51 @@ def test_a_counter_that_somebody_wrote_over_stops_no_script_half_way(lock: RawLo
     stats = lock.client.hgetall(lock.key("stats"))
     assert {stats.pop(name) for name in names} == {"many"}
     assert stats == {"timeouts": "2"}
+
+
+def test_a_queue_that_never_empties_keeps_nothing_of_the_programs_that_left(lock: RawLock) -> None:
+    lock.hold("a")
+    lock.acquire("stays", mode="poll")
+    sizes = []
+    for number in range(100):
+        for part in ("killed", "cancelled", "killed-too"):
+            lock.acquire(f"{part}-{number}", mode="poll", expires=1 if part == "killed-too" else 60_000)
+        lock.withdraw(f"cancelled-{number}")
+        time.sleep(0.002)
+        lock.call("sweep", "monitor", f"killed-{number}")
+        sizes.append(lock.client.hlen(lock.key("waiters")))
+    assert sizes == [3] * 100, "one seat, its inbox and their number"
+
+
+@pytest.mark.parametrize("odd", ["many", "", "-5", "0", "7", "1e300", str(2**63 - 1)])
+def test_a_count_of_seats_that_somebody_wrote_over_stops_no_script_half_way(lock: RawLock, odd: str) -> None:
+    token = lock.hold("a")
+    arrivals = {
+        waiter: lock.acquire(waiter, mode="poll", inbox=f"inbox-{waiter[0]}")[2] for waiter in ("b", "b2", "b3", "c")
+    }
+    lock.client.hset(lock.key("waiters"), "#inbox-b", odd)
+    lock.withdraw("b3")
+    del arrivals["b3"]
+    arrivals["b4"] = lock.acquire("b4", mode="poll", inbox="inbox-b")[2]
+    lock.release("a", token)
+    while arrivals:  # whom a wrong count made seem dead comes back with its next call
+        for waiter, arrival in list(arrivals.items()):
+            reply = lock.acquire(waiter, mode="poll", inbox=f"inbox-{waiter[0]}", arrival=arrival)
+            if reply[0] == "held":
+                del arrivals[waiter]
+                lock.release(waiter, reply[1])
+    assert not lock.client.exists(lock.key("waiters"))
+    assert not lock.client.exists(lock.key("queue"))
+
+
+def test_a_grant_does_not_search_through_a_program_that_waits_alone(lock: RawLock) -> None:
+    token = lock.hold("a", inbox="inbox")
+    for number in range(100):
+        lock.acquire(f"b{number}", inbox="inbox")
+    with lock.client.pubsub() as messages:
+        messages.subscribe("inbox")
+        wait_until(lambda: lock.client.pubsub_numsub("inbox")[0][1] == 1, description="the subscription")
+        lock.client.config_resetstat()
+        lock.release("a", token)
+    assert lock.holder_id == "b0"
+    assert lock.client.info("commandstats")["cmdstat_hget"]["calls"] < 10

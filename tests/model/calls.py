@@ -169,6 +169,7 @@ class Caller:
         notes = tuple(note for m in outcome.messages if m.receivers for note in self._notes(m.channel, m.payload))
         granted = after.holder is not None and after.holder.token >= NEW
         fault = self._order_broken(before, after, inboxes, call) if granted else ""
+        fault = fault or after.miscounted
         if call.name == "heartbeat" and after.holder and before.holder is None:
             fault = "a beat made a lock"
         if before.foreign and not after.foreign:

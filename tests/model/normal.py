@@ -8,6 +8,7 @@ error: whoever adds one to the scripts says here whether it is a time, a rank or
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -78,6 +79,8 @@ class State(NamedTuple):
     """(id, bonus of its priority) in order."""
     seats: tuple[Seat, ...] = ()
     inboxes: tuple[Inbox, ...] = ()
+    counts: tuple[tuple[str, int], ...] = ()
+    """(inbox, how many seats it has)."""
     done: tuple[tuple[str, int], ...] = ()
     fence: Fence | None = None
     uptime: int = 0
@@ -104,6 +107,18 @@ class State(NamedTuple):
     def foreign(self) -> bool:
         """The value under the key is an older program's."""
         return self.lock is not None and self.lock[0] == FOREIGN_VALUE
+
+    @property
+    def miscounted(self) -> str:
+        """What is wrong with the records beside the queue, or '': one for each seat, and for each inbox that has a seat
+        one record and their number."""
+        seats = Counter(seat.inbox for seat in self.seats)
+        if {name for name, _ in self.queue} != {seat.id for seat in self.seats}:
+            return "the queue and the records of its seats differ"
+        if dict(self.counts) != seats:
+            return f"the seats are counted as {dict(self.counts)}"
+        inboxes = {inbox.name for inbox in self.inboxes}
+        return f"there are records of the inboxes {inboxes or '{}'}" if inboxes != seats.keys() else ""
 
     @property
     def tokens(self) -> tuple[Rank, ...]:
@@ -158,12 +173,13 @@ class Forms:
                 seat = state.seat(name)
                 pairs.append((name, float(to_number(seat.arrival if seat else 0) - bonus)))
             entries[queue] = Entry("zset", tuple(pairs), keep)
-        if state.seats or state.inboxes:
+        if state.seats or state.inboxes or state.counts:
             fields = [
                 (s.id, f"{s.inbox} {s.lease * TICK_MS} {s.ttl * TICK_MS} {to_number(s.arrival)} {s.task}")
                 for s in state.seats
             ]
             fields += [("@" + inbox.name, _inbox_text(inbox)) for inbox in state.inboxes]
+            fields += [("#" + name, str(count)) for name, count in state.counts]
             entries[waiters] = Entry("hash", tuple(fields), keep)
         if state.done:
             entries[done] = Entry("zset", tuple((name, float(BASE_MS * 8 + code)) for name, code in state.done), keep)
@@ -199,15 +215,14 @@ class Forms:
         for key, entry in data.items():
             assert key in self.keys, f"unknown key {key}"
             assert entry[2] is not None, f"{key} never expires"
-        seats, inboxes = _waiters(data[waiters][1]) if waiters in data else ((), ())
-        holder = _holder(data[holder_key][1]) if holder_key in data else None
-        used = {seat.inbox for seat in seats} | ({holder.inbox} if holder else set())
+        seats, inboxes, counts = _waiters(data[waiters][1]) if waiters in data else ((), (), ())
         return State(
             lock=(data[lock][1], ticks(data[lock][2])) if lock in data else None,
-            holder=holder,
+            holder=_holder(data[holder_key][1]) if holder_key in data else None,
             queue=_queue(data[queue][1], seats) if queue in data else (),
             seats=seats,
-            inboxes=tuple(inbox if inbox.name in used else _UNUSED._replace(name=inbox.name) for inbox in inboxes),
+            inboxes=inboxes,
+            counts=counts,
             done=tuple(sorted((name, int(score) % 8) for name, score in data[done][1].items())) if done in data else (),
             fence=self._fence(data[fence_key][1]) if fence_key in data else None,
             uptime=min(self.grace, (BASE_MS - started_ms) // TICK_MS - _UPTIME_ERROR),
@@ -246,8 +261,6 @@ class Forms:
 
 
 _OVERDUE = -POLL_SLACK
-_UNUSED = Inbox("", "push", 0, 0, deaf=False, process="{}")
-"""A record of an inbox that has no seat and no hold: it is written anew before any script reads it."""
 
 
 def _inbox_text(inbox: Inbox) -> str:
@@ -272,10 +285,12 @@ def _holder(fields: dict[str, str]) -> Holder:
 _INBOX = re.compile(r"(\w+) (\d+) (\d+) (\d) (.*)")
 
 
-def _waiters(fields: dict[str, str]) -> tuple[tuple[Seat, ...], tuple[Inbox, ...]]:
-    seats, inboxes = [], []
+def _waiters(fields: dict[str, str]) -> tuple[tuple[Seat, ...], tuple[Inbox, ...], tuple[tuple[str, int], ...]]:
+    seats, inboxes, counts = [], [], []
     for name, value in sorted(fields.items()):
-        if name.startswith("@"):
+        if name.startswith("#"):
+            counts.append((name[1:], int(value)))
+        elif name.startswith("@"):
             match = _INBOX.fullmatch(value)
             assert match, f"unknown record of an inbox: {value}"
             mode, next_check, expires, deaf, process = match.groups()
@@ -287,7 +302,7 @@ def _waiters(fields: dict[str, str]) -> tuple[tuple[Seat, ...], tuple[Inbox, ...
         else:
             inbox, lease, ttl, arrival, task = value.split(" ", 4)
             seats.append(Seat(name, inbox, to_rank(int(arrival)), int(lease) // TICK_MS, int(ttl) // TICK_MS, task))
-    return tuple(seats), tuple(inboxes)
+    return tuple(seats), tuple(inboxes), tuple(counts)
 
 
 def _queue(scores: dict[str, float], seats: tuple[Seat, ...]) -> tuple[tuple[str, int], ...]:

@@ -202,8 +202,8 @@ MUTANTS = (
         (
             Edit(
                 "prelude",
-                "local live = inbox and inbox.expires > now",
-                "local live = inbox and inbox.expires > now + 4000",
+                "if not mode or tonumber(expires) <= now then return nil end",
+                "if not mode or tonumber(expires) <= now + 4000 then return nil end",
             ),
         ),
         ("redisson#3004",),
@@ -290,7 +290,52 @@ MUTANTS = (
     Mutant(
         "a holder is watched by its own program alone",
         "test_the_first_of_another_program_watches_the_holder",
-        (Edit("prelude", "      return beside == CHUNK\n", "      return true\n"),),
+        (Edit("prelude", "if redis.call('ZCARD', QUEUE) > own then", "if false then"),),
+    ),
+    Mutant(
+        "the search for another program ends behind sixteen of the holder's own",
+        "test_another_program_behind_forty_of_the_holders_own_watches_it",
+        (
+            Edit(
+                "prelude",
+                "      passed = passed + 1\n",
+                "      passed = passed + 1\n      if passed > CHUNK then return true end\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "a program that has left is told to watch",
+        "test_who_was_found_behind_many_watches_until_it_holds_or_leaves",
+        (
+            Edit("prelude", "if not inbox or inbox.mode ~= 'push'", "if inbox and inbox.mode ~= 'push'"),
+            Edit("prelude", "or inbox.deaf or unreachable[name]", "or inbox and inbox.deaf or unreachable[name]"),
+        ),
+    ),
+    Mutant(
+        "who was found behind many watches its own program",
+        "test_who_was_found_behind_many_watches_until_it_holds_or_leaves",
+        (Edit("prelude", "known and known ~= holder.inbox and watches", "known and watches"),),
+    ),
+    Mutant(
+        "the record of a program that has left stays",
+        "quit",
+        (
+            Edit(
+                "prelude",
+                "redis.call('HDEL', WAITERS, '#' .. inbox, '@' .. inbox)",
+                "redis.call('HDEL', WAITERS, '#' .. inbox)",
+            ),
+        ),
+    ),
+    Mutant(
+        "a seat is not counted",
+        "quit",
+        (Edit("acquire", "  add(WAITERS, '#' .. me.inbox, 1)\n", ""),),
+    ),
+    Mutant(
+        "a seat that came to another inbox is counted twice",
+        "test_a_seat_that_comes_to_another_inbox_is_counted_there",
+        (Edit("acquire", "  if seat then drop_seat(id) end\n", ""),),
     ),
     Mutant(
         "a retried acquire reaps its own lease and locks for an ended id",

@@ -189,7 +189,10 @@ class Session:
 
     def hincrby(self, key: str, field: str, amount: str) -> int:
         content = self._make(key, "hash")
-        content[field] = str(int(content.get(field, "0")) + int(amount))
+        known = content.get(field, "0")
+        if not known.removeprefix("-").isdecimal():
+            raise StoreError("ERR hash value is not an integer")
+        content[field] = str(int(known) + int(amount))
         return int(content[field])
 
     # sorted sets ----------------------------------------------------------------------------------------------

@@ -81,5 +81,12 @@ class StoreLock:
 
     def holder(self) -> dict[str, str]:
         """The holder's record."""
-        key = f"{{{self.runner.keys.lock}}}:holder"
+        return self._fields("holder")
+
+    def waiters(self) -> dict[str, str]:
+        """The records beside the queue: of seats, of inboxes, and how many seats each has."""
+        return self._fields("waiters")
+
+    def _fields(self, part: str) -> dict[str, str]:
+        key = f"{{{self.runner.keys.lock}}}:{part}"
         return next((dict(entry.value) for name, entry in self.store.entries if name == key), {})

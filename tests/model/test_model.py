@@ -20,7 +20,7 @@ def test_two_programs_with_a_crash_a_lost_reply_a_lost_message_and_lost_data_kee
     report = Explorer(CONFIGS["small"]).run()
     assert report.violation is None, str(report)
     assert report.exhausted
-    assert report.states > 4_000
+    assert report.states > 2_500
 
 
 def test_a_violation_is_told_by_the_shortest_way_to_it() -> None:

@@ -232,6 +232,60 @@ def test_a_program_that_waits_alone_watches_its_own_holder(lock: StoreLock) -> N
     assert lock.messages[-1]["holder"] == "b", "it knows when that lease ends"
 
 
+def test_another_program_behind_forty_of_the_holders_own_watches_it(lock: StoreLock) -> None:
+    lock.inboxes = {"inbox-b", "inbox-c"}
+    _, token, *_ = lock.acquire("a")
+    for number in range(41):
+        lock.acquire(f"b{number}", inbox="inbox-b")
+    lock.acquire("c")
+    assert _told_to_watch(lock, "a", token) == ["inbox-c"]
+
+
+def test_who_was_found_behind_many_watches_until_it_holds_or_leaves(lock: StoreLock) -> None:
+    lock.inboxes = {"inbox-b", "inbox-c", "inbox-d", "inbox-e"}
+    _, token, *_ = lock.acquire("a")
+    for number in range(20):
+        lock.acquire(f"b{number}", inbox="inbox-b")
+    for waiter in ("c", "d", "d2", "e"):
+        lock.acquire(waiter, inbox=f"inbox-{waiter[0]}")
+    assert _told_to_watch(lock, "a", token) == ["inbox-c"]
+    lock.withdraw("b19")
+    assert [channel for channel, _ in lock.sent] == ["inbox-c"]
+    lock.withdraw("c")
+    assert [channel for channel, _ in lock.sent] == ["inbox-d"]
+    for number in reversed(range(19)):
+        lock.withdraw(f"b{number}")
+    assert lock.granted()[0] == "d"
+    assert [channel for channel, message in lock.sent if message.get("type") == "watch"] == ["inbox-e"]
+
+
+def test_the_record_of_an_inbox_goes_with_its_last_seat(lock: StoreLock) -> None:
+    lock.inboxes = {"inbox-b"}
+    _, token, *_ = lock.acquire("a")
+    lock.acquire("b")
+    lock.acquire("b2", inbox="inbox-b")
+    lock.acquire("stays")
+    assert (lock.waiters()["#inbox-b"], lock.waiters()["#inbox-stays"]) == ("2", "1")
+    lock.release("a", token)
+    lock.acquire("b")
+    assert lock.waiters()["#inbox-b"] == "1"
+    lock.withdraw("b2")
+    assert lock.waiters().keys() == {"stays", "#inbox-stays", "@inbox-stays"}
+    lock.withdraw("stays")
+    assert lock.waiters() == {}
+
+
+def test_a_seat_that_comes_to_another_inbox_is_counted_there(lock: StoreLock) -> None:
+    lock.acquire("a")
+    for inbox in ("inbox-1", "inbox-1", "inbox-2"):
+        lock.acquire("b", inbox=inbox)
+    lock.acquire("c")
+    lock.acquire("b", inbox="inbox-1")
+    counts = {name: value for name, value in lock.waiters().items() if name.startswith(("#", "@"))}
+    assert counts.keys() == {"#inbox-1", "@inbox-1", "#inbox-c", "@inbox-c"}
+    assert counts["#inbox-1"] == "1"
+
+
 def _told_to_watch(lock: StoreLock, holder: str, token: int) -> list[str]:
     """The inboxes that a release sends to watch the next holder."""
     lock.release(holder, token)

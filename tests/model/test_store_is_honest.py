@@ -93,6 +93,17 @@ class Both:
         self.client.delete(key)
         self.store = self.store._replace(entries=tuple(e for e in self.store.entries if e[0] != key))
 
+    def write_over(self, index: int, value: str) -> None:
+        """Change one of the records of waiters, if there are any."""
+        key = next(key for key in self.keys if key.endswith(":waiters"))
+        entries = dict(self.store.entries)
+        if key in entries:
+            records = dict(entries[key].value)
+            field = sorted(records)[index % len(records)]
+            self.client.hset(key, field, value)
+            entries[key] = entries[key]._replace(value=tuple({**records, field: value}.items()))
+            self.store = self.store._replace(entries=tuple(entries.items()))
+
     def set(self, key: str, value: str) -> None:
         self.delete(key)
         self.client.set(key, value)
@@ -182,6 +193,11 @@ class HonestStore(RuleBasedStateMachine):
         elif reply[0] == "waiting":
             self.arrivals[waiter] = reply[2]
 
+    @rule(mode=st.sampled_from(["push", "poll"]))
+    def everybody_comes(self, mode: str) -> None:
+        for waiter, inbox in zip(IDS, (*INBOXES, INBOXES[0]), strict=True):
+            self.acquire(waiter, inbox, mode, False, 0, -1, 1, "train")
+
     @rule(waiter=ids, phase=st.sampled_from(["", "", "draining"]))
     def beat(self, waiter: str, phase: str) -> None:
         self.both.run("heartbeat", 0, 0, "", waiter, self.tokens.get(waiter, 1), LEASE_MS, TTL_MS, phase)
@@ -263,6 +279,10 @@ class HonestStore(RuleBasedStateMachine):
     @rule(index=st.integers(0, 8))
     def key_lapses(self, index: int) -> None:
         self.both.delete(self.both.keys[index])
+
+    @rule(index=st.integers(0, 5), value=st.sampled_from(["many", "-3", "7"]))
+    def somebody_writes_over_a_record(self, index: int, value: str) -> None:
+        self.both.write_over(index, value)
 
     @rule(value=st.sampled_from(["locked_by_old:1", "x"]))
     def older_program_locks(self, value: str) -> None:
