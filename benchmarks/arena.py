@@ -158,6 +158,11 @@ class Contender:
         self._process.kill()
         return at
 
+    def end(self) -> None:
+        """SIGKILL, until its sockets are closed."""
+        self.kill()
+        self._process.wait()
+
     def freeze(self) -> None:
         """SIGSTOP, until it has stopped."""
         self._process.send_signal(signal.SIGSTOP)

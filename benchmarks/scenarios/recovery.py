@@ -105,7 +105,7 @@ def killed_elsewhere(arena: Arena, peer: Peer, times: int) -> list[float]:
 
 def dead_waiter(arena: Arena, peer: Peer, times: int) -> list[float]:
     """The first in line was killed before the holder releases."""
-    return _head_of_the_queue(arena, peer, times, "killed", Contender.kill)
+    return _head_of_the_queue(arena, peer, times, "killed", Contender.end)
 
 
 def frozen_waiter(arena: Arena, peer: Peer, times: int) -> list[float]:
