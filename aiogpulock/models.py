@@ -116,6 +116,7 @@ class WaiterSnapshot(msgspec.Struct, frozen=True):
     """Epoch seconds, the server's clock."""
     mode: str
     deaf: bool
+    """Nobody would receive its grant now: it is passed over, and keeps its seat until it calls or expires."""
     process: ProcessInfo | None
 
 

@@ -32,7 +32,7 @@ class Zombie(msgspec.Struct, frozen=True, kw_only=True):
 
 def find_zombies(lock: LockSnapshot) -> list[Zombie]:
     """What is dead in this lock: at most its holder, and the seats of its queue."""
-    gone = _gone_waiters(lock)
+    gone = gone_waiters(lock)
     found = (_dead_holder(lock), _dead_queue(lock, len(gone)))
     return [
         Zombie(
@@ -48,8 +48,11 @@ def find_zombies(lock: LockSnapshot) -> list[Zombie]:
     ]
 
 
-def _gone_waiters(lock: LockSnapshot) -> tuple[str, ...]:
-    """The kernel is asked once per process: many waiters may be of one."""
+def gone_waiters(lock: LockSnapshot) -> tuple[str, ...]:
+    """The ids of those whose program has ended on this host.
+
+    The kernel is asked once per process: many waiters may be of one.
+    """
     processes = {waiter.process for waiter in lock.queue if waiter.process}
     dead = {process for process in processes if certainly_dead(process)}
     return tuple(waiter.waiter_id for waiter in lock.queue if waiter.process in dead)

@@ -17,6 +17,7 @@ from aiogpulock.keys import LockKeys, inbox_channel
 from aiogpulock.manager import GpuLockManager
 from aiogpulock.models import LockSnapshot
 from aiogpulock.wakeups import Inbox
+from aiogpulock.zombies import gone_waiters
 
 SOON = 0.5
 """Seconds until the next look at a lock that is on its way from one to the next: nothing announces a grant."""
@@ -44,8 +45,11 @@ async def until_free(manager: GpuLockManager, gpu: str, timeout: float | None) -
 
 
 def is_free(lock: LockSnapshot) -> bool:
-    """Whether the next to ask gets it."""
-    return state_of(lock) in ("free", "dead", "expired", "quarantined") and not lock.queue
+    """Whether the next to ask gets it. A seat of the dead is passed over, and stays for a while."""
+    if state_of(lock) not in ("free", "dead", "expired", "quarantined"):
+        return False
+    gone = gone_waiters(lock)
+    return all(waiter.deaf or waiter.waiter_id in gone for waiter in lock.queue)
 
 
 def _next_look(manager: GpuLockManager, lock: LockSnapshot, *, events: bool) -> float:

@@ -6,14 +6,22 @@
 --        dead seats among those looked at, waiters without a queue (0/1),
 --        since when a monitor knows this foreign value without expiry, ms (0: not yet),
 --        what is quarantined (lines of JSON) or ''}
---       a listed waiter: {id, task, process (JSON), arrival_us, mode, deaf (0/1)}
+--       a listed waiter: {id, task, process (JSON), arrival_us, mode, deaf (0/1): nobody would receive its grant now}
+
+local unheard = {}
+local function is_deaf(name, inbox)
+  if inbox.mode ~= 'push' or inbox.deaf then return inbox.deaf end
+  if unheard[name] == nil then unheard[name] = redis.pcall('PUBSUB', 'NUMSUB', name)[2] == 0 end
+  return unheard[name]
+end
 
 local listed, dead = {}, 0
 for _, id in ipairs(redis.call('ZRANGE', QUEUE, 0, tonumber(ARGV[4]) - 1)) do
   local seat = read_seat(id)
   local inbox = seat and read_inbox(seat.inbox)
   if inbox then
-    listed[#listed + 1] = {id, seat.task, inbox.process, seat.arrival, inbox.mode, inbox.deaf and 1 or 0}
+    listed[#listed + 1] = {id, seat.task, inbox.process, seat.arrival, inbox.mode,
+      is_deaf(seat.inbox, inbox) and 1 or 0}
   else
     dead = dead + 1
   end

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 
 from aiogpulock.liveness import boot_id
@@ -129,6 +130,31 @@ def test_wait_waits_and_takes_nothing(shell: Shell, redis_cleanup: redis.Redis) 
     ended(holder)
     assert redis_cleanup.hget("{gpu_lock:0}:stats", "acquisitions") == "1"
     assert shell.run("wait", "--timeout", "0").returncode == 0
+
+
+@pytest.mark.parametrize("host", ["this host", "another host"])
+def test_wait_does_not_wait_for_those_who_died_in_the_queue(
+    host: str, shell: Shell, redis_cleanup: redis.Redis
+) -> None:
+    holder = shell.start("run", "--", "sh", "-c", HOLD)
+    read_until(holder, "in")
+    waiter = shell.start("run", "--", "true", env={"AIOGPULOCK_BOOT_ID": "x"} if host == "another host" else {})
+    wait_until(lambda: redis_cleanup.zcard("{gpu_lock:0}:queue") == 1, description="it waits")
+    waiter.kill()
+    wait_until(lambda: redis_cleanup.pubsub_numsub(inbox_of(redis_cleanup))[0][1] == 0, description="it is deaf")
+    holder.terminate()
+    ended(holder)
+    assert redis_cleanup.zcard("{gpu_lock:0}:queue") == 1, "its seat is still there"
+    free = shell.run("wait", "--timeout", "10")
+    assert (free.returncode, free.stderr) == (0, "")
+    assert shell.run("run", "-n", "--", "true").returncode == 0
+    redis_cleanup.delete("{gpu_lock:0}:queue", "{gpu_lock:0}:waiters")  # else the seat expires after 90 s
+
+
+def inbox_of(client: redis.Redis) -> str:
+    """The only one that waits for lock 0."""
+    (record,) = (name for name in client.hkeys("{gpu_lock:0}:waiters") if name.startswith("@"))
+    return str(record).removeprefix("@")
 
 
 def looks_of_a_waiting(client: redis.Redis) -> int:
