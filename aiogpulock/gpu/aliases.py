@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from aiogpulock.errors import LockTimeoutError
@@ -18,6 +18,18 @@ KEEP_SECONDS = 30 * 24 * 3600
 
 ONE_NAME = "a GPU known by one name alone"
 """-> the kind of that name, "index" or "UUID", by which this host locks such GPUs."""
+
+_FIX_BOTH = """
+local function said(name, wanted) return redis.call('HGET', KEYS[1], name) or wanted end
+local first, second = said(ARGV[1], ARGV[2]), said(ARGV[3], ARGV[4])
+if first == ARGV[2] and second == ARGV[4] then
+  redis.call('HSET', KEYS[1], ARGV[1], first, ARGV[3], second)
+  redis.call('EXPIRE', KEYS[1], ARGV[5])
+  return 1
+end
+return 0
+"""
+"""KEYS: the hash. ARGV: a name and what is wanted of it, twice; seconds to keep it. Reply: 1, or 0: nothing done."""
 
 ExecuteMany = Callable[[Sequence[tuple[Any, ...]]], Awaitable[list[Any]]]
 
@@ -76,6 +88,24 @@ class Aliases:
             await self._outlast_grace()
         self._told[name] = await self._set(name, self._told.get(name, wanted))
         return self._told[name]
+
+    async def said(self, name: str) -> str | None:
+        """What is said of it, or was told here before; None if nobody has said, and nobody who lost it will."""
+        value = await self.look(name) or self._told.get(name)
+        if value is None and self._fixes and self._shared:
+            await self._outlast_grace()
+            value = await self.look(name)
+        return value
+
+    async def fix_both(self, names: Mapping[str, str]) -> bool:
+        """Fix two names at once; answers False, and fixes neither, where somebody has said otherwise of one."""
+        if not (self._fixes and self._shared):
+            return True
+        arguments = [part for pair in names.items() for part in pair]
+        done = bool((await self._execute(("EVAL", _FIX_BOTH, 1, self._key, *arguments, KEEP_SECONDS)))[0])
+        if done:
+            self._told.update(names)
+        return done
 
     async def look(self, name: str) -> str | None:
         """The same; None if nobody has said."""

@@ -96,23 +96,24 @@ async def resolve(
 
 async def _by_both(index: int, uuid: str, mode: Mode, aliases: Aliases, *, named_by_uuid: bool) -> str:
     """Index and UUID are known to be one device: whoever knows only one of them learns the other from here."""
-    known = await aliases.look(uuid)
+    known = await aliases.said(uuid)
     if known not in (None, uuid, str(index)):
         raise _two_keys(uuid, str(known), str(index))
     logical = known == str(index) if known is not None else mode == "logical"
     wanted = "logical" if logical else uuid
-    _check_mode(index, wanted, mode)  # before anything is written
-    fixed = await aliases.fix(str(index), wanted)
+    _check_mode(index, wanted, mode)
+    fixed = await aliases.said(str(index)) or wanted
     _check_mode(index, fixed, mode)
     if fixed not in ("logical", uuid):
         if named_by_uuid:  # GPUs were numbered anew; a UUID says it all
             return await _by_uuid(uuid, mode, aliases, linked=True)
         raise _disagreement(index, f"UUID {fixed}", f"NVML here, which says {uuid}: the order has changed, or differs")
     lock_id = str(index) if fixed == "logical" else uuid
-    agreed = await aliases.fix(uuid, lock_id)
-    if agreed != lock_id:
-        raise _two_keys(uuid, agreed, lock_id)
-    return lock_id
+    if known not in (None, lock_id):
+        raise _two_keys(uuid, str(known), lock_id)
+    if await aliases.fix_both({str(index): fixed, uuid: lock_id}):
+        return lock_id
+    return await _by_both(index, uuid, mode, aliases, named_by_uuid=named_by_uuid)  # somebody has just said otherwise
 
 
 async def _by_index(index: int, mode: Mode, aliases: Aliases) -> str:

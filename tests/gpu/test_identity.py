@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +283,24 @@ async def test_identity_logical_in_a_container_locks_the_number_that_it_has(alia
     with pytest.raises(InvalidGpuError, match="is locked as '0' by other programs"):
         await key(aliases, "1")
     assert await key(aliases, "0") == "0"
+
+
+async def test_a_container_that_comes_first_by_an_instant_leaves_no_program_with_another_key(
+    client: RedisClient, aliases: Aliases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between what a program reads and what it writes, a container fixes the UUID."""
+    container, blind = (Aliases(client.execute_many, "gpu_lock", "boot") for _ in range(2))
+    fix_both = aliases.fix_both
+
+    async def late(names: Mapping[str, str]) -> bool:
+        await key(container, A, POD_A, whole=False)
+        return await fix_both(names)
+
+    monkeypatch.setattr(aliases, "fix_both", late)
+    with pytest.raises(InvalidGpuError, match="would not exclude each other"):
+        await key(aliases, "0", mode="logical")
+    with pytest.raises(InvalidGpuError, match="would not exclude each other"):
+        await key(blind, "0", NO_NVML)
 
 
 async def test_a_refused_program_has_numbered_nothing(client: RedisClient, aliases: Aliases) -> None:
