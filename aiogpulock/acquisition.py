@@ -21,6 +21,7 @@ from aiogpulock.keys import LockKeys
 from aiogpulock.lease import Hold, HoldTerms
 from aiogpulock.leaving import finish
 from aiogpulock.models import LOSS_REASONS, Request
+from aiogpulock.owners import AROUND
 from aiogpulock.replies import AcquireReply, Finished, Held, Refused, Stale, Waiting, parse_process
 from aiogpulock.scripts import LeaseTerms, Terms
 from aiogpulock.waiting import Pace, Waiter
@@ -211,6 +212,8 @@ class Acquisition:
         if dead:
             await self._reap(reply)
             return True
+        if reply.holder_id in AROUND and reply.holder_phase == "held":
+            raise self._nested(reply.value)
         return reply.more
 
     def _found(self, reply: Waiting) -> None:
@@ -269,6 +272,8 @@ class Acquisition:
 
     def _refusal(self, reply: Refused) -> GpuLockError:
         lock = self._wish.keys.lock
+        if reply.value.rpartition(":")[2] in AROUND:
+            return self._nested(reply.value)
         if reply.kind == "full":
             return QueueFullError(
                 f"the queue of {lock} is full: {reply.waiters} wait, max_waiters is {self._settings.max_waiters}"
@@ -276,6 +281,12 @@ class Acquisition:
         holder = f"held by {task_of(reply.value)}" if reply.value else "not to be granted just after a restart of Redis"
         return LockTimeoutError(
             f"GPU_LOCK_TIMEOUT: {lock} is {holder}, {reply.waiters} wait; max_wait_time=0 does not queue"
+        )
+
+    def _nested(self, value: str) -> NestedLockError:
+        return NestedLockError(
+            f"{self._wish.keys.lock} is held by {task_of(value)}, which started this program: it would wait for "
+            "itself. Leave one of the two locks out"
         )
 
     def _ended(self, outcome: str) -> LeaseLostError:

@@ -30,7 +30,8 @@ class QueueFullError(GpuLockError):
 
 
 class NestedLockError(GpuLockError):
-    """The same task already holds, or waits for, this GPU: it would wait for itself."""
+    """It would wait for itself: the same task already holds this GPU, or waits for it, or whoever started this process
+    holds it (`aiogpulock run`, `Lease.env`)."""
 
 
 class LeaseLostError(GpuLockError):

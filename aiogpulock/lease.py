@@ -17,6 +17,7 @@ from aiogpulock.errors import LeaseLostError
 from aiogpulock.gpu.records import Gpu
 from aiogpulock.gpu.report import MemoryReport
 from aiogpulock.keys import LockKeys
+from aiogpulock.owners import AROUND, WITHIN
 from aiogpulock.replies import Held, Released
 from aiogpulock.scripts import LeaseTerms, Terms
 
@@ -261,11 +262,13 @@ class Lease:
     def env(self) -> dict[str, str]:
         """Environment variables for a child process: they show it this GPU alone, and tell it the fencing token.
 
+        They tell it too that it works under this lease: where it asks for the same GPU it gets `NestedLockError`.
+
         CUDA_VISIBLE_DEVICES is the UUID where NVML is there, else the index. Add them to ``os.environ``. They have no
         effect within a process that has begun to use CUDA.
         """
         told = {"AIOGPULOCK_GPU": self.gpu.id, "AIOGPULOCK_TOKEN": str(self.fencing_token)}
-        return told | self.gpu.env()
+        return told | {WITHIN: " ".join((*AROUND, self.holder_id))} | self.gpu.env()
 
     async def release(self, reason: str = "normal") -> None:
         """Release and hand off. Raises `LeaseLostError` if the lease was lost before.

@@ -1,11 +1,16 @@
-"""Who, within this process, waits for or holds which lock."""
+"""Who waits for or holds which lock: within this process, and around it."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any
 
 from aiogpulock.keys import LockKeys
+
+WITHIN = "AIOGPULOCK_WITHIN"
+AROUND = tuple(os.environ.get(WITHIN, "").split())
+"""The ids of the leases under which this process was started: whoever holds them waits for it to end."""
 
 
 class Owners:

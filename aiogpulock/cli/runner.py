@@ -19,9 +19,8 @@ from aiogpulock.cli.notices import shorten_driver_notice
 from aiogpulock.cli.options import Target
 from aiogpulock.cli.process_tree import send, with_variable
 from aiogpulock.cli.waiting_line import waiting_line
-from aiogpulock.errors import LeaseLostError, LockTimeoutError, MemoryNotFreedError, NestedLockError, QueueFullError
+from aiogpulock.errors import LeaseLostError, LockTimeoutError, MemoryNotFreedError, QueueFullError
 from aiogpulock.lease import Lease
-from aiogpulock.manager import GpuLockManager
 
 LAST_PART = 0.8
 """Of the margin between the holder's deadline and Redis's: for SIGTERM to work; the rest is for SIGKILL."""
@@ -167,7 +166,6 @@ class _Runner:
                 on_lost=self._on_lost,
                 **self._limit(),
             )
-            await _refuse_nesting(manager, wishes.gpu)
             with waiting_line(manager, wishes.gpu):
                 lease = await lock.acquire()
             reason = "cancelled"
@@ -243,16 +241,6 @@ async def _end_orphans(token: str) -> None:
     while left := with_variable("AIOGPULOCK_TOKEN", token):
         send(left, signal.SIGKILL)
         await asyncio.sleep(0.02)
-
-
-async def _refuse_nesting(manager: GpuLockManager, gpu: str) -> None:
-    """A `run` inside a `run` of the same GPU would wait for itself."""
-    token = os.environ.get("AIOGPULOCK_TOKEN")
-    if not token:
-        return
-    lock = await manager.scripts.snapshot(await manager.keys_of(gpu))
-    if lock.gpu_id == os.environ.get("AIOGPULOCK_GPU") and str(lock.fencing_token) == token:
-        raise NestedLockError(f"gpu {gpu} is already held by the `run` around this one: it would wait for itself")
 
 
 def _processes(count: int) -> str:

@@ -26,7 +26,7 @@ LOOK_EVERY = 1.0
 
 _PREFIX = "AIOGPULOCK_"
 _URL = "gpu_lock.redis.url"
-# CONFIG and REDIS_URL have rules of their own; GPU and TOKEN are what a holder tells its child process;
+# CONFIG and REDIS_URL have rules of their own; GPU, TOKEN and WITHIN are what a holder tells its child process;
 # BOOT_ID, NVML_PIDS, EMBEDDED_DIR and SERVER_TOKEN are read where they matter.
 _RESERVED = frozenset(
     f"{_PREFIX}{name}"
@@ -35,6 +35,7 @@ _RESERVED = frozenset(
         "REDIS_URL",
         "GPU",
         "TOKEN",
+        "WITHIN",
         "BOOT_ID",
         "NVML_PIDS",
         "EMBEDDED_DIR",

@@ -117,10 +117,33 @@ def test_a_reader_that_leaves_ends_the_command_as_without_run(shell: Shell, redi
     assert runner.stderr.read() == "141\n"  # SIGPIPE, and not an error message of yes
 
 
-def test_a_run_inside_a_run_of_the_same_gpu_is_refused(shell: Shell, redis_cleanup: redis.Redis) -> None:
-    nested = shell.run("run", "--", *COMMAND, "run", "--timeout", "20", "--", "true")
-    told = "gpu 0 is already held by the `run` around this one: it would wait for itself"
-    assert (nested.returncode, nested.stderr) == (2, f"aiogpulock: {told}\n")
+@pytest.mark.parametrize("wait", [("--timeout", "20"), ("--nonblock",)])
+def test_a_run_inside_a_run_of_the_same_gpu_is_refused(
+    shell: Shell, redis_cleanup: redis.Redis, wait: tuple[str, ...]
+) -> None:
+    nested = shell.run("run", "--name", "outer", "--", *COMMAND, "run", *wait, "--", "true")
+    told = "gpu_lock:0 is held by 'outer', which started this program: it would wait for itself. "
+    assert (nested.returncode, nested.stderr) == (2, f"aiogpulock: {told}Leave one of the two locks out\n")
+    assert not redis_cleanup.exists("{gpu_lock:0}:queue")
+
+
+def test_also_behind_a_run_of_another_gpu(shell: Shell, redis_cleanup: redis.Redis) -> None:
+    def run(gpu: str) -> tuple[str, ...]:
+        return "run", "--gpu", gpu, "--timeout", "20", "--"
+
+    assert shell.run(*run("0"), *COMMAND, *run("1"), *COMMAND, *run("2"), "true").returncode == 0
+    assert shell.run(*run("0"), *COMMAND, *run("1"), *COMMAND, *run("0"), "true").returncode == 2
+
+
+def test_a_command_that_locks_its_gpu_itself_is_refused(shell: Shell, redis_cleanup: redis.Redis) -> None:
+    train = "import sys; from aiogpulock import sync\nwith sync.gpu_lock(sys.argv[1]): print('trained')"
+    command = ("run", "--", sys.executable, "-c", train)
+    assert shell.run(*command, "1").stdout == "trained\n"
+    refused = shell.run(*command, "0")
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith(
+        "aiogpulock.errors.NestedLockError: gpu_lock:0 is held by 'python"
+    )
     assert shell.run("run", "--", *COMMAND, "run", "--gpu", "1", "--", "true").returncode == 0
 
 

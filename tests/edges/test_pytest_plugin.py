@@ -362,6 +362,22 @@ def test_a_redis_that_is_away_is_one_line(run: Run, monkeypatch: pytest.MonkeyPa
     )
 
 
+def test_a_suite_that_was_started_under_the_lock_is_told_that_it_would_wait_for_itself(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with sync.gpu_lock(0, task_name="ci") as lease:
+        for name, value in lease.env().items():
+            monkeypatch.setenv(name, value)
+        with sync.gpu_lock(1):  # set late, it is for children only
+            pass
+        result = run(THREE, "-k", "default", "--gpu-lock-max-wait=30")
+    outcomes(result, errors=1, deselected=2)
+    result.stdout.fnmatch_lines(
+        ["_* ERROR at setup of test_the_default_gpu _*", "gpu_lock:* is held by 'ci', which started this program: *"],
+        consecutive=True,
+    )
+
+
 # nothing left
 
 

@@ -35,6 +35,7 @@ async def test_a_lease_names_its_device(gpu_manager: GpuLockManager) -> None:
         assert lease.env() == {
             "AIOGPULOCK_GPU": uuid(0),
             "AIOGPULOCK_TOKEN": str(lease.fencing_token),
+            "AIOGPULOCK_WITHIN": lease.holder_id,
             "CUDA_VISIBLE_DEVICES": uuid(0),
             "NVIDIA_VISIBLE_DEVICES": uuid(0),
         }

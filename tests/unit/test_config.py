@@ -343,7 +343,8 @@ def test_an_order_error_tells_both_sources(file: Path) -> None:
 
 
 def test_unknown_variables_give_one_warning_and_reserved_ones_none(caplog: pytest.LogCaptureFixture) -> None:
-    reserved = {"AIOGPULOCK_GPU": "0", "AIOGPULOCK_TOKEN": "7", "AIOGPULOCK_CONFIG": "", "AIOGPULOCK_REDIS_URL": ""}
+    told_by_a_holder = {"AIOGPULOCK_GPU": "0", "AIOGPULOCK_TOKEN": "7", "AIOGPULOCK_WITHIN": "a b"}
+    reserved = told_by_a_holder | {"AIOGPULOCK_CONFIG": "", "AIOGPULOCK_REDIS_URL": ""}
     load_settings(environ=reserved | {"PATH": "/bin"})
     assert caplog.messages == []
     load_settings(environ=reserved | {"AIOGPULOCK_POLL_INTERVALL": "1", "AIOGPULOCK_XYZZY": "1"})

@@ -44,6 +44,7 @@ async def test_acquire_and_release_are_a_pair(manager: GpuLockManager) -> None:
     assert lease.env() == Gpu("0", index=0).env() | {
         "AIOGPULOCK_GPU": "0",
         "AIOGPULOCK_TOKEN": str(lease.fencing_token),
+        "AIOGPULOCK_WITHIN": lease.holder_id,
     }
     await lease.release()
     assert await current(manager) is None
