@@ -205,13 +205,17 @@ class GpuLockManager:
         """
         return lock_keys((await self._known(gpu_id)).id, self.namespace)
 
+    async def device(self, gpu_id: int | str) -> Gpu:
+        """What an id means on this host. Raises `InvalidGpuError`, `RedisUnavailableError`."""
+        lock, parts = self.settings.gpu_lock, await self.started()
+        return await parts.finder.look(check_gpu_id(gpu_id), lock.identity, lock.gpu_memory.nvml)
+
     async def _known(self, gpu_id: int | str | LockSnapshot) -> Gpu:
         if isinstance(gpu_id, LockSnapshot):
             return Gpu(gpu_id.gpu_id)
-        name, lock = check_gpu_id(gpu_id), self.settings.gpu_lock
-        parts = await self.started()
+        name = check_gpu_id(gpu_id)
         try:
-            return await parts.finder.look(name, lock.identity, lock.gpu_memory.nvml)
+            return await self.device(name)
         except InvalidGpuError:
             return Gpu(name)
 

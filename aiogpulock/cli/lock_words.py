@@ -10,7 +10,7 @@ from aiogpulock.gpu.nvml import shared
 from aiogpulock.gpu.records import GpuDevice, NvmlError
 from aiogpulock.manager import GpuLockManager
 from aiogpulock.models import LockSnapshot
-from aiogpulock.zombies import find_zombies
+from aiogpulock.zombies import find_zombies, gone_waiters
 
 State: TypeAlias = Literal["free", "held", "handing over", "draining", "foreign", "dead", "expired", "quarantined"]
 STYLES: dict[State, str] = {
@@ -37,6 +37,14 @@ def state_of(lock: LockSnapshot) -> State:
     if lock.holder_id is None or "leftover" in kinds:
         return "quarantined" if lock.quarantine else "free"
     return {"granted": "handing over", "draining": "draining"}.get(lock.phase or "", "held")  # type: ignore[return-value]
+
+
+def is_free(lock: LockSnapshot) -> bool:
+    """Whether the next to ask gets it. A seat of the dead is passed over, and stays for a while."""
+    if state_of(lock) not in ("free", "dead", "expired", "quarantined"):
+        return False
+    gone = gone_waiters(lock)
+    return all(waiter.deaf or waiter.waiter_id in gone for waiter in lock.queue)
 
 
 def task_words(lock: LockSnapshot) -> str:

@@ -19,9 +19,19 @@ from aiogpulock.cli.notices import shorten_driver_notice
 from aiogpulock.cli.options import Target
 from aiogpulock.cli.process_tree import send, with_variable
 from aiogpulock.cli.waiting_line import waiting_line
-from aiogpulock.errors import LeaseLostError, LockTimeoutError, MemoryNotFreedError, QueueFullError
+from aiogpulock.errors import (
+    InvalidGpuError,
+    LeaseLostError,
+    LockTimeoutError,
+    MemoryNotFreedError,
+    QueueFullError,
+)
 from aiogpulock.lease import Lease
 
+_NOT_HERE = (
+    "{} is no GPU of this host, and the command runs here: nvidia-smi -L lists those that are (gpu_memory.nvml: 'off' "
+    "takes any UUID)"
+)
 LAST_PART = 0.8
 """Of the margin between the holder's deadline and Redis's: for SIGTERM to work; the rest is for SIGKILL."""
 
@@ -159,6 +169,9 @@ class _Runner:
         wishes = self._wishes
         async with wishes.target.manager((self._kept.pid, self._kept.command_pid)) as manager:
             shorten_driver_notice(manager.settings.gpu_lock.gpu_memory)
+            gpu = await manager.find(wishes.gpu, manager.settings.gpu_lock.override(**self._limit()))
+            if gpu.remote:
+                raise InvalidGpuError(_NOT_HERE.format(wishes.gpu))
             lock = manager.lock(
                 wishes.gpu,
                 task_name=wishes.task_name,

@@ -12,12 +12,11 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from aiogpulock.cli.lock_words import state_of
+from aiogpulock.cli.lock_words import is_free, state_of
 from aiogpulock.keys import LockKeys, inbox_channel
 from aiogpulock.manager import GpuLockManager
 from aiogpulock.models import LockSnapshot
 from aiogpulock.wakeups import Inbox
-from aiogpulock.zombies import gone_waiters
 
 SOON = 0.5
 """Seconds until the next look at a lock that is on its way from one to the next: nothing announces a grant."""
@@ -28,10 +27,12 @@ AFTER_DEADLINE = 0.002
 async def until_free(manager: GpuLockManager, gpu: str, timeout: float | None) -> LockSnapshot:
     """Wait for at most `timeout` seconds until nobody holds the GPU or waits for it; answers the last look at it.
 
-    Raises `InvalidGpuError`, `RedisUnavailableError`.
+    Raises `InvalidGpuError` for an id that means no GPU here and no lock that is held, `RedisUnavailableError`.
     """
     keys = await manager.keys_of(gpu)
     lock = await manager.scripts.snapshot(keys)
+    if is_free(lock):
+        await manager.device(gpu)
     with suppress(TimeoutError):
         async with asyncio.timeout(timeout), _heard(manager, keys) as (inbox, stirred):
             while not is_free(lock):
@@ -42,14 +43,6 @@ async def until_free(manager: GpuLockManager, gpu: str, timeout: float | None) -
                 stirred.clear()  # before the look: what happens during it is heard after it
                 lock = await manager.scripts.snapshot(keys)
     return lock
-
-
-def is_free(lock: LockSnapshot) -> bool:
-    """Whether the next to ask gets it. A seat of the dead is passed over, and stays for a while."""
-    if state_of(lock) not in ("free", "dead", "expired", "quarantined"):
-        return False
-    gone = gone_waiters(lock)
-    return all(waiter.deaf or waiter.waiter_id in gone for waiter in lock.queue)
 
 
 def _next_look(manager: GpuLockManager, lock: LockSnapshot, *, events: bool) -> float:

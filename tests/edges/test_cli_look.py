@@ -132,6 +132,25 @@ def test_wait_waits_and_takes_nothing(shell: Shell, redis_cleanup: redis.Redis) 
     assert shell.run("wait", "--timeout", "0").returncode == 0
 
 
+@pytest.mark.parametrize("verb", ["wait", "queue", "history"])
+def test_a_gpu_that_is_not_here_is_not_read_as_free(
+    verb: str, shell: Shell, redis_cleanup: redis.Redis, driver_folder: Path, sim: Simulation
+) -> None:
+    shell.env |= driver_variables(driver_folder, sim)
+    refused = shell.run(verb, "99")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == "aiogpulock: there is no GPU 99 on this host: NVML has 0 and 1\n"
+    assert shell.run(verb, "1").returncode == 0
+
+    holder = shell.start("run", "--gpu", "99", "--", "sh", "-c", HOLD, env={"AIOGPULOCK_GPU_MEMORY_NVML": "off"})
+    read_until(holder, "in")
+    assert shell.run("wait", "99", "--timeout", "0").returncode == 75
+    assert shell.run("queue", "99").returncode == 0
+    holder.terminate()
+    ended(holder)
+    assert shell.run("history", "99").returncode == 0
+
+
 @pytest.mark.parametrize("host", ["this host", "another host"])
 def test_wait_does_not_wait_for_those_who_died_in_the_queue(
     host: str, shell: Shell, redis_cleanup: redis.Redis

@@ -238,6 +238,19 @@ def test_memory_that_is_not_back_hides_no_failure_of_the_command(
     assert re.fullmatch(r"aiogpulock: .*memory.*\n", told)
 
 
+def test_a_gpu_of_another_host_is_refused_since_the_command_runs_here(
+    shell: Shell, redis_cleanup: redis.Redis, driver_folder: Path, sim: Simulation
+) -> None:
+    shell.env |= driver_variables(driver_folder, sim)
+    elsewhere = "GPU-deadbeef-0000-0000-0000-000000000000"
+    refused = shell.run("run", "--gpu", elsewhere, "--", "true")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"aiogpulock: {elsewhere} is no GPU of this host, and the command runs here")
+    assert refused.stderr.count("\n") == 1
+    blind = {"AIOGPULOCK_GPU_MEMORY_NVML": "off"}
+    assert shell.run("run", "--gpu", elsewhere, "--", "true", env=blind).returncode == 0
+
+
 def test_a_signal_ends_the_wait(shell: Shell, redis_cleanup: redis.Redis) -> None:
     holder = shell.start("run", "--", "sh", "-c", HOLD)
     read_until(holder, "in")

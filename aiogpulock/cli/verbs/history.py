@@ -29,6 +29,8 @@ def command(gpu: str, limit: int, as_json: bool, target: Target) -> None:
 
     async def work(manager: GpuLockManager) -> None:
         events = await manager.history(gpu, limit=limit)
+        if not events:
+            await manager.device(gpu)  # one that is not there has none
         if as_json:
             print_json(server=manager.server, events=events)
         elif events:

@@ -21,6 +21,7 @@ def command(gpu: str, as_json: bool, target: Target) -> None:
 
     The expected wait is made of the median of the last 20 holds.
     """
+    from aiogpulock.cli.lock_words import is_free
     from aiogpulock.cli.session import look_at, print_json, with_manager
     from aiogpulock.history import expected_wait, typical_hold
     from aiogpulock.manager import GpuLockManager
@@ -28,6 +29,8 @@ def command(gpu: str, as_json: bool, target: Target) -> None:
 
     async def work(manager: GpuLockManager) -> None:
         lock = await look_at(manager, gpu)
+        if is_free(lock):
+            await manager.device(gpu)  # one that is not there has no queue
         typical = typical_hold(await manager.history(lock))
         expected = [expected_wait(typical, place, lock.age) for place, _ in enumerate(lock.queue, start=1)]
         if as_json:

@@ -22,9 +22,9 @@ def command(gpu: str, timeout: float | None, target: Target) -> None:
     """
     from aiogpulock.cli.app import complain
     from aiogpulock.cli.exits import CONFLICT
-    from aiogpulock.cli.lock_words import holder_words
+    from aiogpulock.cli.lock_words import holder_words, is_free
     from aiogpulock.cli.session import with_manager
-    from aiogpulock.cli.until_free import is_free, until_free
+    from aiogpulock.cli.until_free import until_free
 
     lock = with_manager(target, lambda manager: until_free(manager, gpu, None if timeout == math.inf else timeout))
     if not is_free(lock):
