@@ -7,7 +7,6 @@ CUDA. pytest loads this module always; what talks to Redis is imported with the 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 _OPTIONS = pytest.StashKey[Options]()
 _TURNS = pytest.StashKey["Turns"]()
 _TURN = pytest.StashKey["Turn"]()
+_ITEM = pytest.StashKey[pytest.Item]()
+"""The test that is run, for fixtures of a wider scope."""
 _TIMER = pytest.StashKey[Any]()
 
 
@@ -47,11 +48,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """After the skip marks were looked at, before the first fixture."""
+    item.config.stash[_ITEM] = item
     with _one_line():
         wish = wish_of(item, item.config.stash[_OPTIONS].gpu)
     if wish is not None and not item.config.getoption("setupplan", default=False):
         with _timeout_stands_still(item):
-            item.stash[_TURN] = _take(item.config, wish, item.nodeid)
+            item.stash[_TURN] = _take(item, wish)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -89,20 +91,27 @@ def gpu_lock_factory(request: pytest.FixtureRequest) -> Callable[..., AbstractCo
 
 @contextmanager
 def _held(config: pytest.Config, wish: Wish) -> Iterator[Lease]:
-    test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
-    turn = _take(config, wish, test or "pytest")
-    with _then_complain(lambda: config.stash[_TURNS].give_back(turn)):
+    item = config.stash[_ITEM]
+    with _timeout_stands_still(item):
+        turn = _take(item, wish)
+
+    def give_back() -> str:
+        item = config.stash[_ITEM]
+        with _timeout_stands_still(item):
+            return config.stash[_TURNS].give_back(turn, item.nodeid)
+
+    with _then_complain(give_back):
         yield turn.lease
 
 
-def _take(config: pytest.Config, wish: Wish, test: str) -> Turn:
+def _take(item: pytest.Item, wish: Wish) -> Turn:
     """Wait for the GPU; ends the test where it cannot be had."""
-    options, turns = config.stash[_OPTIONS], _turns(config)
+    options, turns = item.config.stash[_OPTIONS], _turns(item.config)
     with _one_line():
-        lock = turns.lock(wish, test)
+        lock = turns.lock(wish, item.nodeid)
         absence = turns.absence(wish.gpu_id) if options.without_gpu != "run" else ""
         if not absence:
-            return turns.take(wish, lock)
+            return turns.take(wish, lock, item.nodeid)
     if options.without_gpu == "fail":
         pytest.fail(absence, pytrace=False)
     pytest.skip(absence)
@@ -148,7 +157,7 @@ def _give_back(item: pytest.Item) -> str:
         return ""
     del item.stash[_TURN]
     _stop_timeout(item)  # the test is over; what may take time now has a bound of its own
-    return item.config.stash[_TURNS].give_back(turn)
+    return item.config.stash[_TURNS].give_back(turn, item.nodeid)
 
 
 # pytest-timeout
@@ -160,14 +169,22 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: object) -> Generator[N
     return (yield)
 
 
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_timeout_cancel_timer(item: pytest.Item) -> Generator[None, object, object]:
+    item.stash[_TIMER] = None
+    return (yield)
+
+
 @contextmanager
 def _timeout_stands_still(item: pytest.Item) -> Iterator[None]:
-    """A test that waits for its turn has not begun: pytest-timeout's clock starts anew with the lease."""
+    """A test that waits for its turn has not begun: pytest-timeout's clock, if it runs, starts anew with the lease."""
     settings = item.stash.get(_TIMER, None)
     _stop_timeout(item)
-    yield
-    if settings is not None:
-        item.config.hook.pytest_timeout_set_timer(item=item, settings=settings)
+    try:
+        yield
+    finally:
+        if settings is not None:
+            item.config.hook.pytest_timeout_set_timer(item=item, settings=settings)
 
 
 def _stop_timeout(item: pytest.Item) -> None:

@@ -41,7 +41,10 @@ class Turn:
     lease: sync.Lease
     memory: GpuMemorySettings
     """How its memory is verified."""
+    first: str
+    """The test that took it."""
     users: int = 1
+    loss_told: bool = False
 
 
 class Turns:
@@ -89,14 +92,16 @@ class Turns:
         given = wish.keywords.get("gpu_memory", {})
         return {**policy, **given} if isinstance(given, Mapping) else given
 
-    def take(self, wish: Wish, lock: sync.GpuLock) -> Turn:
+    def take(self, wish: Wish, lock: sync.GpuLock, test: str) -> Turn:
         """Wait for a GPU, or join the turn that this process has on it. Raises `GpuLockError`."""
         device, memory = background.call(lambda: self._prepare(wish))
-        if device in self._turns:
-            self._turns[device].users += 1
+        turn = self._turns.get(device)
+        if turn is None:
+            turn = self._turns[device] = Turn(wish.gpu_id, device, lock.acquire(), memory, test)
         else:
-            self._turns[device] = Turn(wish.gpu_id, device, lock.acquire(), memory)
-        return self._turns[device]
+            turn.lease.check()
+            turn.users += 1
+        return turn
 
     async def _prepare(self, wish: Wish) -> tuple[str, GpuMemorySettings]:
         """What the GPU is locked by, whatever it is called in the mark, and how its memory is verified."""
@@ -106,22 +111,28 @@ class Turns:
         gpu = await manager.find(wish.gpu_id, settings)
         return gpu.id, settings.gpu_memory
 
-    def give_back(self, turn: Turn) -> str:
-        """Release with the last user. Answers what is to be complained of; empty: nothing.
+    def give_back(self, turn: Turn, test: str) -> str:
+        """Release with the last user. Answers what is to be complained of `test`; empty: nothing.
 
-        The verdict on the memory is waited for, so that no next test is accused of this one's leak.
+        A loss is told once, to the first that ends with it. The verdict on the memory is waited for, so that no next
+        test is accused of this one's leak.
         """
         turn.users -= 1
-        if turn.users or self._turns.pop(turn.device, None) is not turn:
-            return ""
         try:
+            if turn.users:
+                turn.lease.check()
+                return ""
+            if self._turns.pop(turn.device, None) is not turn:
+                return ""
             turn.lease.release()
         except GpuLockError as error:
-            return str(error)
+            told, turn.loss_told = turn.loss_told, True
+            return "" if told else str(error)
         report = background.call(lambda: _verdict(turn)) if turn.memory.policy != "off" else None
         if report is None or report.status != "not_freed":
             return ""
-        leak = f"GPU {turn.gpu_id} was not given back whole by {turn.lease.task_name}: {report.reason}"
+        by = test if test == turn.first else f"one of the tests from {turn.first} to {test}"
+        leak = f"GPU {turn.gpu_id} was not given back whole by {by}: {report.reason}"
         if self._options.leaks == "warn":
             warnings.warn(pytest.PytestWarning(leak), stacklevel=1)
             return ""
@@ -131,7 +142,7 @@ class Turns:
         """Give back what an interrupted run still holds, and end the background thread."""
         for turn in list(self._turns.values()):
             turn.users = 1
-            self.give_back(turn)
+            self.give_back(turn, turn.first)
         sync.close()
 
 

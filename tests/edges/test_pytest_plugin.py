@@ -444,6 +444,44 @@ def test_a_lost_lease_is_an_error_of_the_test_that_lost_it(run: Run) -> None:
     result.stdout.no_fnmatch_line("*Traceback*")
 
 
+def test_no_test_joins_a_lease_that_is_lost_and_the_one_that_lost_it_is_named(run: Run) -> None:
+    result = run(
+        """
+        import os, pytest, redis, time
+
+        marked = pytest.mark.gpu_lock(0, heartbeat={"interval": 0.1, "timeout": 5})
+
+        @pytest.fixture(scope="module")
+        def model(gpu_lock_factory):
+            with gpu_lock_factory(0):
+                yield
+
+        @marked
+        def test_before(model): ...
+
+        @marked
+        def test_that_loses_it(model, gpu_lock):
+            with redis.Redis.from_url(os.environ["REDIS_URL"]) as client:
+                client.set(gpu_lock.key, "locked_by_another:program", px=60_000)
+                while not gpu_lock.lost.is_set():
+                    time.sleep(0.01)
+                client.delete(gpu_lock.key)
+
+        @marked
+        def test_after_it(model): ...
+        """
+    )
+    outcomes(result, passed=2, errors=2)
+    result.stdout.fnmatch_lines(
+        [
+            "_* ERROR at teardown of test_that_loses_it _*",
+            "the lease on * of 'test_suite.py::test_before' is lost *",
+            "_* ERROR at setup of test_after_it _*",
+            "the lease on * of 'test_suite.py::test_before' is lost *",
+        ]
+    )
+
+
 # memory
 
 LEAKY = """
@@ -494,10 +532,51 @@ def test_a_leak_can_be_a_warning_or_nobodys_business(run: Run) -> None:
     outcomes(run(LEAKY, "--gpu-lock-leaks=ignore", "-k", "not failing"), passed=3, deselected=1)
 
 
+def test_a_leak_within_a_wider_fixture_is_no_word_against_its_first_test(run: Run) -> None:
+    result = run(
+        LEAKY.partition("    def test_clean")[0]
+        + """
+    @pytest.fixture(scope="module")
+    def model(gpu_lock_factory):
+        with gpu_lock_factory(0):
+            yield
+
+    def test_clean(model): ...
+
+    def test_leaky(model, gpu):
+        gpu.use(0, 1800 * MiB)
+
+    def test_after_it(model): ...
+    """
+    )
+    outcomes(result, passed=3, errors=1)
+    leak = "GPU 0 was not given back whole by one of the tests from test_suite.py::test_clean to "
+    result.stdout.fnmatch_lines(["_* ERROR at teardown of test_after_it _*", f"{leak}test_suite.py::test_after_it: *"])
+
+
 # pytest-timeout
 
+WAITING = {
+    "mark": """
+        @pytest.mark.gpu_lock(0)
+        def test_that_waits(): ...
+    """,
+    "fixture": """
+        def test_that_waits(gpu_lock): ...
+    """,
+    "factory": """
+        @pytest.fixture(scope="session")
+        def model(gpu_lock_factory):
+            with gpu_lock_factory(0):
+                yield
 
-def test_the_clock_of_pytest_timeout_starts_with_the_lease(run: Run, client: redis.Redis) -> None:
+        def test_that_waits(model): ...
+    """,
+}
+
+
+@pytest.mark.parametrize("way", WAITING)
+def test_the_clock_of_pytest_timeout_starts_with_the_lease(run: Run, client: redis.Redis, way: str) -> None:
     lease = sync.gpu_lock(0).acquire()
 
     def let_go() -> None:
@@ -509,13 +588,14 @@ def test_the_clock_of_pytest_timeout_starts_with_the_lease(run: Run, client: red
         released = thread.submit(let_go)
         result = run(
             """
-            import time, pytest
-            pytestmark = [pytest.mark.gpu_lock(0), pytest.mark.timeout(1.5)]
-
-            def test_that_waits(): ...
-            def test_that_takes_too_long():
-                time.sleep(30)
-            """
+        import time, pytest
+        pytestmark = pytest.mark.timeout(1.5)
+        """
+            + WAITING[way]
+            + """
+        def test_that_takes_too_long(gpu_lock):
+            time.sleep(30)
+        """
         )
         released.result()
     outcomes(result, passed=1, failed=1)
