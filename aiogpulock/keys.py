@@ -83,7 +83,17 @@ def check_gpu_id(gpu_id: int | str) -> str:
         raise InvalidGpuError(f"gpu_id {text} is negative: GPU indices start at 0")
     if not _GPU_ID.fullmatch(text):
         raise InvalidGpuError(f"gpu_id {text!r} must match {_GPU_ID.pattern} (letters, digits and . _ : -)")
+    refuse_key(text, "gpu_lock")
     return text
+
+
+def refuse_key(gpu_id: str, namespace: str) -> None:
+    """Raise `InvalidGpuError` for a key of Redis: as a free name it would exclude nobody who locks the GPU itself."""
+    gpu = gpu_id.removeprefix(f"{namespace}:")
+    if gpu != gpu_id:
+        raise InvalidGpuError(
+            f"gpu_id {gpu_id!r} is a lock's key in Redis: name the GPU alone, as in gpu_lock({gpu!r})"
+        )
 
 
 def printable(text: str) -> str:

@@ -24,12 +24,13 @@ from aiogpulock.errors import (
     ManagerClosedError,
     RedisUnavailableError,
 )
+from aiogpulock.gpu.identity import means_a_device
 from aiogpulock.gpu.records import Gpu
 from aiogpulock.health import HealthReport, Survey, unreachable
 from aiogpulock.heartbeat import Holds
 from aiogpulock.history import read_history
 from aiogpulock.incidents import AlertHook, CriticalFailureLog, ExceptionStats, Incidents, log_alert
-from aiogpulock.keys import LockKeys, check_gpu_id, lock_keys
+from aiogpulock.keys import LockKeys, check_gpu_id, lock_keys, refuse_key
 from aiogpulock.lease import Hold
 from aiogpulock.leaving import finish, leave, leave_all
 from aiogpulock.liveness import this_process, with_companions
@@ -386,6 +387,8 @@ class GpuLockManager:
 
     async def find(self, gpu_id: str, settings: LockSettings) -> Gpu:
         """The device of an id, and what it is locked by. Raises `InvalidGpuError`, `NvmlError` if that is required."""
+        if not means_a_device(gpu_id):
+            refuse_key(gpu_id, self.namespace)
         patience = float("inf") if settings.max_wait_time is None else settings.max_wait_time
         return await self.parts.finder.find(gpu_id, settings.identity, settings.gpu_memory.nvml, patience)
 

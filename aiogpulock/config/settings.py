@@ -34,6 +34,13 @@ SomeCount = Annotated[int, Meta(ge=1, description="a whole number from 1")]
 Size = Annotated[int | str, Meta(description=SIZE_WORDS)]
 
 
+_FORMER = {
+    "lock_key": "name the GPU instead of its key, as in gpu_lock(0)",
+    "timeout": "max_wait_time is how long to wait; the original's timeout is lock_timeout, which no long job needs",
+}
+"""What the original called otherwise, and others have by the same name."""
+
+
 class HeartbeatSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a holder keeps its lease: a beat each `interval` seconds, a lease of `timeout` seconds from each beat.
 
@@ -132,6 +139,8 @@ class LockSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ConfigError(
                 "gpu_lock(redis=…): a single lock cannot choose its server: use GpuLockManager(redis_url=…)"
             )
+        for word in keywords.keys() & _FORMER.keys():
+            raise ConfigError(f"gpu_lock({word}=…): {_FORMER[word]}")
         return build(
             SCHEMA.flatten({"gpu_lock": keywords}, PER_LOCK), Settings(gpu_lock=self), "current setting"
         ).gpu_lock

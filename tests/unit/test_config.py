@@ -580,6 +580,13 @@ def test_refused_keywords_are_named_as_the_caller_wrote_them() -> None:
     assert refused_keyword(gpu_memory={"tolerance": "x"}).startswith("gpu_lock(gpu_memory.tolerance=…): got 'x'")
 
 
+def test_a_word_of_the_original_is_answered_with_ours() -> None:
+    assert refused_keyword(lock_key="gpu_lock:0") == (
+        "gpu_lock(lock_key=…): name the GPU instead of its key, as in gpu_lock(0)"
+    )
+    assert refused_keyword(timeout=3600).startswith("gpu_lock(timeout=…): max_wait_time is how long to wait")
+
+
 def test_a_single_lock_cannot_choose_its_server() -> None:
     assert "use GpuLockManager(redis_url=…)" in refused_keyword(redis={"url": "redis://host"})
 

@@ -22,6 +22,7 @@ from aiogpulock import (
     gpu_lock,
 )
 from aiogpulock.gpu.records import Gpu
+from tests.servers import RealServer
 from tests.unit.support import current, eventually, held_elsewhere, waiters
 
 
@@ -274,10 +275,21 @@ async def test_a_full_queue_refuses_the_next_waiter_and_only_that(manager: GpuLo
 # what is refused, and what is forgotten
 
 
-@pytest.mark.parametrize("gpu_id", [-1, "-1", True, "", "x" * 129, "two words", "line\n", 1.5, None, b"0"])
+@pytest.mark.parametrize(
+    "gpu_id", [-1, "-1", True, "", "x" * 129, "two words", "line\n", 1.5, None, b"0", "gpu_lock:0"]
+)
 def test_a_bad_gpu_id_is_refused_before_any_connection(gpu_id: Any) -> None:
     with pytest.raises(InvalidGpuError, match="gpu_id"):
         gpu_lock(gpu_id)
+
+
+async def test_the_key_of_a_lock_is_no_name_for_a_gpu(own_server: RealServer) -> None:
+    for namespace, gpu_id in (("node", "node:0"), ("gpu_lock", "gpu_lock:0")):
+        async with GpuLockManager(own_server.url, redis={"namespace": namespace}) as manager:
+            with pytest.raises(InvalidGpuError, match=rf"'{gpu_id}' is a lock's key in Redis: .* gpu_lock\('0'\)"):
+                await manager.lock(gpu_id).acquire()
+    async with GpuLockManager(own_server.url, redis={"namespace": "cuda"}) as manager, manager.lock("cuda:0"):
+        pass  # a device, whatever the namespace is called
 
 
 @pytest.mark.parametrize(
