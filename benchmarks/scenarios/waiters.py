@@ -160,9 +160,8 @@ EFFORTS: dict[str, tuple[str, Callable[[Figures], float]]] = {
 
 
 NOTE = (
-    "By the number of waiters. Requests and CPU are per hand-off, also where not all were served; connections are all "
-    "that are open while everybody waits. Each waiter of portalocker asks all the others who is there, so that hardly "
-    "one gets in when they are many."
+    "By the number of waiters. Requests and CPU are per hand-off, where all were served; connections are all that are "
+    "open while everybody waits."
 )
 
 
@@ -173,8 +172,14 @@ def _efforts(processes: int, crowds: list[Crowd], found: dict[Peer, Found]) -> T
         columns += [Column(f"{name}, {waiters:,}", unit) for _, waiters in mine]  # type: ignore[arg-type]
     for peer, runs in found.items():
         medians = [_median(runs[crowd]) for crowd in mine]
-        rows.append(Row(peer.title, [of(each) if each else None for _, of in EFFORTS.values() for each in medians]))
+        rows.append(Row(peer.title, [_effort(name, each) for name in EFFORTS for each in medians]))
     return Table(f"what a hand-off takes, {processes} processes", columns, rows, NOTE)
+
+
+def _effort(name: str, figures: Figures | None) -> float | None:
+    if figures is None or not (figures.complete or name == "connections"):
+        return None
+    return EFFORTS[name][1](figures)
 
 
 def _targets(found: dict[Peer, Found]) -> Iterator[Target]:

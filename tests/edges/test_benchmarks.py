@@ -222,3 +222,10 @@ def test_each_peer_and_each_scenario_says_what_it_is() -> None:
         assert all("==" in requirement for requirement in peer.requirements), "another version would be another peer"
     for name in NAMES:
         assert load(name).run.__doc__
+
+
+def test_what_a_hand_off_takes_is_told_where_all_were_served() -> None:
+    figures = waiters.Figures(2, 1000, 0.1, 33_944.0, 0.9, 1001.0, "")
+    assert waiters._effort("requests", figures) is None, "most of these are not of a hand-off"
+    assert waiters._effort("connections", figures) == 1001.0
+    assert waiters._effort("requests", figures._replace(served=1000)) == 33_944.0
