@@ -159,7 +159,12 @@ class Acquisition:
                         continue
                 case None:
                     pass
-            await self._waiter.woken()
+            await self._woken()
+
+    async def _woken(self) -> None:
+        await self._waiter.woken()
+        if self._waiter.hint:  # it is granted, and the device's memory is read before Redis has said so
+            self._manager.caretaker.expect(self._wish.gpu, self._settings.gpu_memory)
 
     async def _ask(self) -> AcquireReply | None:
         """One call of acquire.lua; None if Redis is away and the waiter is to be woken to try again."""

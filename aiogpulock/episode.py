@@ -1,7 +1,8 @@
-"""One process on one GPU: from the first look before its holds to the verdict on the last of them.
+"""One process on one GPU: what of its memory is due to its holds.
 
-A process that takes the lock again and again gets one verdict, after its last hold: it is judged by the time before its
-first. So an episode outlives managers and event loops, and whatever ends a hold without a verdict.
+Looks while it holds nothing tell that apart. What came between two of them with no hold between was loaded without the
+lock, and is nobody's leak; what came with a hold between was left by the hold. So a process that takes the lock again
+and again is judged across its holds, and an episode outlives managers and event loops.
 """
 
 from __future__ import annotations
@@ -11,22 +12,21 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from msgspec import structs
 
 from aiogpulock import clock
 from aiogpulock.foreign import Family
 from aiogpulock.gpu.nvml import Asked
-from aiogpulock.gpu.records import MemoryReading, NvmlError
-from aiogpulock.gpu.samples import IDLE_BYTES, Baseline, MemorySample, nothing_drains, sample_of
+from aiogpulock.gpu.records import MemoryReading, NvmlError, ProcessMemory
+from aiogpulock.gpu.samples import IDLE_BYTES, Baseline, MemorySample, Terms, nothing_drains, sample_of, with_own
 from aiogpulock.lease import Hold
 
 SECOND_LOOK = 0.250
 """Seconds after the first, where only the whole device is seen: it finds what was draining then."""
 IDLE_STALE = 1.0
-"""Seconds after which what this process had without a hold is not taken for what it had before the next: it may have
-loaded a model meanwhile."""
+"""Seconds within which a process that waits for the lock is taken to load nothing, if all figures come late."""
 STALE = 0.050
 """Seconds after which a first look is taken anew: it may show the holder before."""
 SAME_PROCESS = "same process: it holds the lock again, and its memory is the new hold's too"
@@ -39,7 +39,7 @@ class Driver(Protocol):
 
 
 class Before:
-    """A GPU before a hold, or before the first of several that this process had without a verdict between them.
+    """A GPU before a hold, or before the first of several with no look between them.
 
     The driver's thread is asked at once, and nobody waits for it: the look may come after the body has begun.
     """
@@ -48,12 +48,16 @@ class Before:
         self.uuid = uuid
         self.family = family
         self.asked_at = clock.now()
+        self.wanted_at = float("inf")
+        """When the hold was asked for."""
         self.held_at = float("inf")
         """When the body could begin to allocate."""
-        self.idle: int | None = None
-        """Bytes of this process when it last had no hold, as an earlier look told."""
-        self.owed: int | None = None
-        """Bytes of this process before an earlier hold that was never judged."""
+        self.idle: MemorySample | None = None
+        """An earlier look, with no hold since."""
+        self.due: int | None = None
+        """Bytes of this process at that look, or before holds that nobody has looked after, that no hold has left."""
+        self.root: Before | None = None
+        """Before the first hold of those that have no verdict: others are compared with that time."""
         self._nvml = nvml
         self._first = nvml.ask(uuid, processes=family.pids is not None)
         self._second: Asked[MemoryReading] | None = None
@@ -71,10 +75,25 @@ class Before:
         return self.is_usable and clock.now() <= self.asked_at + STALE
 
     @property
-    def own(self) -> int | None:
-        """Bytes of this process before the hold; None: that is not known by now."""
+    def sample(self) -> MemorySample | None:
+        """The look; None while it is under way, or if it failed."""
         first = self._first.answer
-        return self.owed if first is None else self._before_the_hold(first, IDLE_BYTES)[0].own
+        return None if first is None else self._sample(first)
+
+    @property
+    def own(self) -> int | None:
+        """What of this process's bytes no hold has left; None: that is not known by now."""
+        own = self._own_by_now(IDLE_BYTES)
+        return self.due if own is None else own.due
+
+    def left(self, tolerance: int) -> int | None:
+        """Bytes that earlier holds had left, and that were still there before this one; None: not known."""
+        own = self._own_by_now(tolerance)
+        return None if own is None else own.most - own.due
+
+    def _own_by_now(self, tolerance: int) -> _Own | None:
+        first = self._first.answer
+        return None if first is None else self._own(first, self._sample(first), tolerance)
 
     async def seen(self, *, twice: bool) -> None:
         """Wait for the look; `twice`: where only the whole device is seen, also for the one that finds what drains."""
@@ -107,38 +126,66 @@ class Before:
     def _baseline(self, first: MemoryReading, tolerance: int) -> Baseline:
         second = self._second.answer if self._second is not None else None
         later = sample_of(second, None) if second is not None else None
-        sample, doubt = self._before_the_hold(first, tolerance)
+        sample = self._sample(first)
+        own = self._own(first, sample, tolerance)
+        root = self.root.told(tolerance) if self.root is not None else None
+        if own is None or sample.own is None:
+            doubt, surely = "", None
+        elif root is not None and root.sample.own is not None:
+            return structs.replace(with_own(root, own.due), doubt=own.doubt, surely=own.surely)
+        else:
+            counted = sample.own if first.used_at > self.held_at else own.most
+            sample = structs.replace(sample, own=own.due, used=sample.used - counted + own.due)
+            doubt, surely = own.doubt, own.surely
         steady = nothing_drains(sample, later, tolerance)
-        return Baseline(sample, first.version, first.total, steady, doubt)
+        return Baseline(sample, first.version, first.total, steady, doubt, surely)
 
-    def _before_the_hold(self, first: MemoryReading, tolerance: int) -> tuple[MemorySample, str]:
-        """What was there, and why it may be the body's own already, if nothing else tells what was before it."""
-        sample = sample_of(first, self.family.pids, kin=self.family.kin(first))
-        late = sample.at > self.held_at and sample.own != 0
-        idle = self._idle(first, sample, tolerance) if late else None
-        known = [size for size in (self.owed, idle) if size is not None]
-        if sample.own is None or not known:
-            after = f"{(sample.at - self.held_at) * 1000:.1f} ms after the hold began"
-            return sample, f"the first look came {after}: what the body had by then is not known" if late else ""
-        own = min(sample.own, *known)
-        counted = min(sample.own, idle) if idle is not None and first.used_at <= self.held_at else sample.own
-        return structs.replace(sample, own=own, used=sample.used - counted + own), ""
+    def _sample(self, first: MemoryReading) -> MemorySample:
+        return sample_of(first, self.family.pids, kin=self.family.kin(first))
 
-    def _idle(self, first: MemoryReading, sample: MemorySample, tolerance: int) -> int | None:
-        """Bytes of this process before the hold, where the list came after it. None: that is not known.
+    def _own(self, first: MemoryReading, sample: MemorySample, tolerance: int) -> _Own | None:
+        """What this process had before the hold; None: NVML does not tell."""
+        if sample.own is None:
+            return None
+        late = sample.at > self.held_at  # the list may show what the body took
+        most = self._most(first, sample.own, sample.others) if late else sample.own
+        due = self.due or 0
+        had = due if self.idle is None else self.idle.own or 0
+        loaded = self.idle is not None or self.due is None  # without the lock: no hold was between
+        risen = max(0, most - had) if loaded else 0
+        if not late:
+            return _Own(min(most, due + risen), most)
+        slack = IDLE_BYTES if self.due is None else max(tolerance, IDLE_BYTES)
+        if risen <= slack or self._has_only_waited(first):
+            return _Own(min(most, due), most - risen)
+        came = f"the first look came {(sample.at - self.held_at) * 1000:.1f} ms after the hold began"
+        return _Own(due + risen, most, f"{came}: what the body had by then is not known", due)
 
-        The device's own figure may be from before it. With no memory to spare there this process had none. If there was
-        more than this process had when it was last idle, it may have loaded something since.
-        """
-        nobodys = sample.unattributed
-        if first.used_at > self.held_at or first.version == 1 or sample.own is None or nobodys is None:
-            return self.idle
-        most = sample.own + nobodys
-        if most <= IDLE_BYTES:
-            return 0
-        return (
-            min(self.idle, most) if self.idle is not None and most <= self.idle + max(tolerance, IDLE_BYTES) else None
-        )
+    def _has_only_waited(self, first: MemoryReading) -> bool:
+        """Both figures came late, and since it was looked at just before this process has waited for the lock."""
+        late, idle = first.used_at > self.held_at, self.idle
+        return late and idle is not None and idle.at > self.wanted_at and self.held_at <= idle.at + IDLE_STALE
+
+    def _most(self, first: MemoryReading, own: int, others: tuple[ProcessMemory, ...]) -> int:
+        """What this process had before the hold at the most: the device's figure is read before the list."""
+        if first.used_at > self.held_at:
+            return own
+        then = self.idle.others if self.idle is not None else others
+        had = {one.pid: one.bytes or 0 for one in then}
+        return max(0, min(own, first.used - sum(min(one.bytes or 0, had.get(one.pid, 0)) for one in others)))
+
+
+class _Own(NamedTuple):
+    """Bytes of a process before a hold."""
+
+    due: int
+    """What no hold has left."""
+    most: int
+    """What it had at the most."""
+    doubt: str = ""
+    """Why some of that may be the body's."""
+    surely: int | None = None
+    """In doubt: what is known not to be."""
 
 
 class Pending(Protocol):
@@ -152,6 +199,16 @@ class Pending(Protocol):
         """The process holds the GPU again. Called on whatever thread."""
 
 
+class Standing(NamedTuple):
+    """Memory that a hold has left, and that every look since has found."""
+
+    hold: Hold
+    since: float
+    bytes: int
+    before: int
+    """Bytes of this process that no hold had left."""
+
+
 class Episode:
     """The holds of this process on one GPU, and what is known of its memory. Safe from any thread."""
 
@@ -159,11 +216,16 @@ class Episode:
         self._mutex = threading.Lock()
         self._holds: set[Hold] = set()
         self._before: Before | None = None
-        """Before the first hold that has no verdict."""
+        """Before the last hold that has no verdict."""
         self._expected: Before | None = None
         """A look at a time when this process had no hold."""
-        self._idle: int | None = None
-        self._idle_until = 0.0
+        self._wanted_at = float("inf")
+        """Since when this process has waited for a hold."""
+        self._idle: MemorySample | None = None
+        """The last look, if there was no hold since."""
+        self._due = 0
+        """Bytes of this process at that look that no hold has left, or that were told."""
+        self._standing: Standing | None = None
         self._pending: Pending | None = None
         self._crept = self._creeping = 0
         self._least: int | None = None
@@ -172,14 +234,15 @@ class Episode:
     def expect(self, look: Callable[[], Before]) -> None:
         """A hold is asked for, and its first look may be over before it begins."""
         with self._mutex:
-            if (self._expected is None or not self._expected.is_fresh) and not self._goes_on():
+            self._wanted_at = min(self._wanted_at, clock.now())
+            if (self._expected is None or not self._expected.is_fresh) and not self._is_one_stretch():
                 self._expected = look()
 
     def begin(self, hold: Hold, look: Callable[[], Before]) -> Before:
         """A hold begins. Answers by what it is judged."""
         with self._mutex:
             before = self._before
-            if before is None or not before.is_usable or not self._goes_on():
+            if before is None or not before.is_usable or not self._is_one_stretch():
                 before = self._before = self._look(before, look)
             before.held_at = min(before.held_at, hold.acquired_at)
             pending = self._enter(hold)
@@ -208,14 +271,30 @@ class Episode:
         """Whether that verdict still means anything."""
         return self._pending is pending
 
-    def judged(self, own: int | None, pending: Pending | None) -> bool:
-        """There is a verdict; `own`: what the processes have now. Answers whether it still means anything."""
+    def saw(
+        self, pending: Pending, hold: Hold, base: int, sample: MemorySample, terms: Terms
+    ) -> tuple[int, Standing | None]:
+        """A look after a hold, which is judged by `base` bytes. Answers by how many from now on.
+
+        And what an earlier hold has left that is overdue: it is told once, and then counts as due.
+        """
+        with self._mutex:
+            if self._pending is not pending or sample.own is None:
+                return base, None
+            if self._idle is None:
+                self._forget_what_came_back(terms)
+            self._note(sample, base)
+            overdue = self._overdue(hold, sample, terms)
+            return max(base, self._due), overdue
+
+    def judged(self, sample: MemorySample | None, pending: Pending | None) -> bool:
+        """There is a verdict, after that look. Answers whether it still means anything."""
         with self._mutex:
             if self._pending is not pending:
                 return False
-            self._before = self._pending = None
-            if own is not None:
-                self._idle, self._idle_until = own, clock.now() + IDLE_STALE
+            self._before = self._pending = self._standing = None
+            if sample is not None and sample.own is not None:
+                self._idle, self._due = sample, sample.own
             return True
 
     def unjudged(self, pending: Pending | None) -> bool:
@@ -245,8 +324,39 @@ class Episode:
 
     def _enter(self, hold: Hold) -> Pending | None:
         self._holds.add(hold)
-        pending, self._pending, self._expected = self._pending, None, None
+        pending, self._pending, self._expected, self._idle = self._pending, None, None, None
+        self._wanted_at = float("inf")
         return pending
+
+    def _note(self, sample: MemorySample, base: int) -> None:
+        own = sample.own or 0
+        if self._idle is None:
+            self._due = min(base, own)
+        else:
+            self._due = min(self._due + max(0, own - (self._idle.own or 0)), own)
+        self._idle = sample
+
+    def _forget_what_came_back(self, terms: Terms) -> None:
+        """The look before the hold may have found it back."""
+        left = self._before.left(terms.tolerance) if self._before is not None else None
+        if left is not None and left <= terms.tolerance:
+            self._standing = None
+
+    def _overdue(self, hold: Hold, sample: MemorySample, terms: Terms) -> Standing | None:
+        left = (sample.own or 0) - self._due
+        standing = self._standing
+        if left <= terms.allowed(warm=self._due > 0):
+            self._standing = None
+        elif standing is None:
+            self._standing = Standing(hold, sample.at, left, self._due)
+        else:
+            self._standing = standing = standing._replace(bytes=min(standing.bytes, left))
+            if standing.hold is not hold and sample.at >= standing.since + terms.settle_time:
+                self._due += standing.bytes
+                self._standing = None
+                self._overdue(hold, sample, terms)
+                return standing
+        return None
 
     def _is_held(self) -> bool:
         """A hold whose event loop was closed has no body any more; the guard thread releases it."""
@@ -254,18 +364,30 @@ class Episode:
         return bool(self._holds)
 
     def _goes_on(self) -> bool:
-        """This process had the GPU just now: what it had before its first hold counts, and no look is needed."""
+        """This process had the GPU just now, and there is no verdict."""
         return self._is_held() or (self._pending is not None and not self._pending.is_stranded)
 
-    def _look(self, left_over: Before | None, look: Callable[[], Before]) -> Before:
-        expected, idle = self._expected, self._idle if clock.now() <= self._idle_until else None
+    def _is_one_stretch(self) -> bool:
+        """A hold that begins now is one with those before: nobody has looked between."""
+        return self._is_held() or (self._idle is None and self._goes_on())
+
+    def _look(self, earlier: Before | None, look: Callable[[], Before]) -> Before:
+        expected = self._expected
         if expected is not None and expected.is_fresh:
             before = expected
         else:
             before = look()  # others come and go; what this process had before the grant stays true
-            told = expected.own if expected is not None else None
-            idle = idle if told is None else told
-        before.idle, before.owed = idle, left_over.own if left_over is not None else None
+            sample = expected.sample if expected is not None else None
+            if sample is not None and sample.own is not None and (self._idle is not None or earlier is None):
+                self._note(sample, sample.own)
+        if self._idle is not None:
+            before.idle, before.due, before.wanted_at = self._idle, self._due, self._wanted_at
+        elif earlier is not None:
+            before.due = earlier.own
+        if earlier is not None and earlier.is_usable and self._goes_on():
+            before.root = earlier.root or earlier
+            if before.root.family.pids == before.family.pids:
+                before.family = before.root.family  # it knows who has lost its parent since
         return before
 
 

@@ -17,9 +17,9 @@ from aiogpulock.episode import SAME_PROCESS, Before, Episode
 from aiogpulock.errands import Errands
 from aiogpulock.errors import GpuLockError
 from aiogpulock.gpu.records import NvmlError
-from aiogpulock.gpu.report import MemoryReport, crept, in_haste
-from aiogpulock.gpu.samples import Baseline, Terms
-from aiogpulock.gpu.verify import Reader, Verification, skipped, unverifiable
+from aiogpulock.gpu.report import BACK, MemoryReport, crept, in_haste, stood
+from aiogpulock.gpu.samples import CONTEXT_BYTES, Baseline, MemorySample, Terms, with_own
+from aiogpulock.gpu.verify import Reader, Verification, as_before, skipped, unverifiable
 from aiogpulock.lease import Hold
 from aiogpulock.scripts import Scripts
 
@@ -55,8 +55,8 @@ class Found(NamedTuple):
     """What a look at the memory, or several, told."""
 
     report: MemoryReport
-    own: int | None
-    """Bytes that the holder's processes have now."""
+    last: MemorySample | None
+    """The last look."""
     unanswered: bool
     """The driver did not answer, and may do so later."""
 
@@ -117,7 +117,7 @@ class Verdicts:
         """The verdict while the lock is still held. `not_yet` is called when a look finds memory that is not back."""
         found = await self._verdict(care, not_yet, lambda: LOST if care.hold.lost_reason is not None else "")
         if found.report.status not in ("skipped", "unverifiable"):
-            care.episode.judged(found.own, None)
+            care.episode.judged(found.last, None)
         return found
 
     def later(self, care: Care) -> None:
@@ -131,12 +131,26 @@ class Verdicts:
         care, episode = verdict.care, verdict.care.episode
         granted = partial(self._granted_since, care.hold)
         ended = partial(self._again_held, verdict)
-        found = await self._verdict(care, granted, ended, hurried=verdict.hurried)
+        judge_by = partial(self._judge_by, verdict)
+        found = await self._verdict(care, granted, ended, judge_by, hurried=verdict.hurried)
         unknown = found.report.status == "unverifiable"
-        counts = episode.unjudged(verdict) if unknown else episode.judged(found.own, verdict)
+        counts = episode.unjudged(verdict) if unknown else episode.judged(found.last, verdict)
         self._under_way.discard(verdict)
         if counts:
             self.tell(care.hold, found.report)
+
+    def _judge_by(self, verdict: Verdict, baseline: Baseline, sample: MemorySample) -> tuple[Baseline, bool]:
+        care, before = verdict.care, baseline.sample.own
+        if before is None:
+            return baseline, False
+        own, overdue = care.episode.saw(verdict, care.hold, before, sample, care.terms)
+        if overdue is not None:
+            care.episode.told()
+            self.tell(
+                overdue.hold,
+                stood(overdue.hold.gpu.id, overdue.bytes, overdue.before, overdue.since, sample, care.terms),
+            )
+        return with_own(baseline, own), overdue is not None
 
     def _again_held(self, verdict: Verdict) -> str:
         return "" if verdict.care.episode.is_awaited(verdict) else SAME_PROCESS
@@ -149,10 +163,16 @@ class Verdicts:
             return _unseen(care, error)
         verification = self._verification(care, care.terms)
         report = await verification.glance(baseline)
-        return Found(report, verification.last_own, verification.unanswered)
+        return Found(report, verification.last, verification.unanswered)
 
     async def _verdict(
-        self, care: Care, granted: Callable[[], Awaitable[bool]], ended: Callable[[], str], *, hurried: bool = False
+        self,
+        care: Care,
+        granted: Callable[[], Awaitable[bool]],
+        ended: Callable[[], str],
+        judge_by: Callable[[Baseline, MemorySample], tuple[Baseline, bool]] = as_before,
+        *,
+        hurried: bool = False,
     ) -> Found:
         terms, hurried = care.terms, hurried and care.terms.settle_time > LAST_WORD
         if hurried:
@@ -161,23 +181,23 @@ class Verdicts:
             baseline = await care.before.baseline(terms.tolerance)
         except NvmlError as error:
             return _unseen(care, error)
-        verification = self._verification(care, terms, granted=granted, ended=ended)
-        report, own = await verification.run(baseline), verification.last_own
+        verification = self._verification(care, terms, granted=granted, ended=ended, judge_by=judge_by)
+        report = await verification.run(baseline)
+        last = verification.last
+        own = last.own if last is not None else None
         if hurried:
             report = in_haste(report, baseline, own, terms)
-        report = self._with_what_crept(care.episode, report, baseline, own, terms)
-        return Found(report, own, verification.unanswered)
+        report = self._with_what_crept(care.episode, report, own, terms)
+        return Found(report, last, verification.unanswered)
 
     def _verification(self, care: Care, terms: Terms, **asked: Any) -> Verification:
         before, family = care.before, care.before.family
         return Verification(self._nvml, care.hold.gpu.id, before.uuid, family.pids, terms, kin=family.kin, **asked)
 
-    def _with_what_crept(
-        self, episode: Episode, report: MemoryReport, baseline: Baseline, own: int | None, terms: Terms
-    ) -> MemoryReport:
-        before = baseline.sample.own
-        if report.status in ("freed", "freed_except_context") and before is not None and own is not None:
-            report = crept(report, *episode.crept(before, own), terms)
+    def _with_what_crept(self, episode: Episode, report: MemoryReport, own: int | None, terms: Terms) -> MemoryReport:
+        before, now = report.baseline, report.used
+        if report.status in BACK and own is not None and before is not None and now is not None:
+            report = crept(report, *episode.crept(before, now), terms)
         if report.status == "not_freed":
             episode.told()
         return report
@@ -193,6 +213,8 @@ class Verdicts:
         """On the lease, in the log, and in the lock's history."""
         hold.memory_report = report
         level = _LEVELS.get(report.status, logging.DEBUG)
+        if report.status == "unverifiable" and (report.bytes or 0) > report.tolerance + CONTEXT_BYTES:
+            level = logging.WARNING
         logger.log(level, "memory of %s after %s: %s, %s", hold.keys.lock, hold.task_name, report.status, report.reason)
         if report.status != "skipped":
             note = partial(self._scripts.verdict, hold.keys, hold.id, hold.token, hold.task_name, report)

@@ -29,27 +29,26 @@ def look(baseline: Baseline, sample: MemorySample, terms: Terms, earlier: Sequen
         return Look("unverifiable", reason, None, None, None, for_good=True)
     else:
         verdict = _whole_device(baseline, sample, terms)
-    if baseline.doubt and verdict.status in _HOLDERS_BACK and not _has_next_to_nothing(sample, terms):
-        left, before, now, foreign = verdict.left, verdict.before, verdict.now, verdict.foreign
-        return Look("unverifiable", baseline.doubt, left, before, now, foreign, for_good=True)
+    if baseline.doubt and verdict.status in _HOLDERS_BACK and now is not None:
+        surely = baseline.surely or 0
+        if now > surely + terms.allowed(warm=surely > 0):
+            more = f"the process has {mib(now - surely)} more than are known not to be this hold's"
+            reason = f"{more}: {baseline.doubt}"
+            return Look("unverifiable", reason, now - surely, surely, now, verdict.foreign, for_good=True)
     return verdict
-
-
-def _has_next_to_nothing(sample: MemorySample, terms: Terms) -> bool:
-    return sample.own is not None and sample.own <= terms.tolerance + terms.context
 
 
 def _own(
     before: int, now: int, baseline: Baseline, sample: MemorySample, terms: Terms, earlier: Sequence[MemorySample]
 ) -> Look:
     kept, kins = max(0, now - before), _kept_by_kin(baseline, sample)
-    left, warm = kept + kins, before > 0
+    left, warm = kept + kins, (before if baseline.surely is None else baseline.surely) > 0
     foreign, orphaned = _foreign(baseline, sample, terms), _orphaned(baseline, sample)
     theirs = total(_ended((baseline.sample, *earlier), sample))
     if orphaned > theirs + terms.tolerance:
         reason = f"{mib(orphaned)} more than before are in use by no living process"
         return Look("not_freed", reason, left + orphaned, before, now, foreign)
-    if left > terms.tolerance + (0 if warm else terms.context):
+    if left > terms.allowed(warm=warm):
         keeper = "the process keeps" if kept >= kins else "processes that the holder started keep"
         return Look("not_freed", f"{keeper} {mib(left)} more than before", left, before, now, foreign)
     if orphaned > terms.tolerance:

@@ -80,12 +80,20 @@ def crept(told: MemoryReport, grown: int, holds: int, terms: Terms) -> MemoryRep
     return msgspec.structs.replace(told, status="not_freed", reason=reason, bytes=grown, baseline=least)
 
 
+def stood(gpu: str, left: int, before: int, since: float, last: MemorySample, terms: Terms) -> MemoryReport:
+    """The report on what every look between the holds of a process has found for the settle time."""
+    reason = (
+        f"the process keeps {mib(left)} more than before: at every look between its holds for {last.at - since:.1f} s"
+    )
+    return report(gpu, Look("not_freed", reason, left, before, last.own), [last], terms, since)
+
+
 def in_haste(told: MemoryReport, baseline: Baseline, own: int | None, terms: Terms) -> MemoryReport:
     """The report of one who cannot wait any longer: what is held by no living process may still come back."""
     if told.status != "not_freed":
         return told
     before = baseline.sample.own
-    keeps = own is not None and before is not None and own - before > terms.tolerance + (0 if before else terms.context)
+    keeps = own is not None and before is not None and own - before > terms.allowed(warm=before > 0)
     reason = f"{told.reason}, {told.seconds:.2f} s after the release, when its manager was closed"
     return msgspec.structs.replace(told, status="not_freed" if keeps else "unverifiable", reason=reason)
 

@@ -58,7 +58,9 @@ class Baseline(msgspec.Struct, frozen=True):
     steady: bool | None = None
     """A second look found nothing draining; None: there was none."""
     doubt: str = ""
-    """Why memory of this hold may be counted here: then only a process with next to nothing is known to be back."""
+    """Why memory of this hold may be counted here: then only who has what it `surely` had is known to be back."""
+    surely: int | None = None
+    """In doubt: the holder's own bytes that are not of this hold for certain."""
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -67,6 +69,10 @@ class Terms(msgspec.Struct, frozen=True):
     tolerance: int = 256 << 20
     context: int = CONTEXT_BYTES
     settle_time: float = 5.0
+
+    def allowed(self, *, warm: bool) -> int:
+        """Bytes more that a process may keep; one that had nothing before, a context too."""
+        return self.tolerance + (0 if warm else self.context)
 
 
 def sample_of(
@@ -95,6 +101,15 @@ def sample_of(
         tells=reading.tells_processes,
         next_holder=next_holder,
     )
+
+
+def with_own(baseline: Baseline, own: int) -> Baseline:
+    """A holder that had so many bytes of its own before."""
+    sample = baseline.sample
+    more = own - (sample.own or 0)
+    surely = baseline.surely + more if baseline.surely is not None else None
+    sample = msgspec.structs.replace(sample, own=own, used=sample.used + more)
+    return msgspec.structs.replace(baseline, sample=sample, surely=surely)
 
 
 def nothing_drains(first: MemorySample, later: MemorySample | None, tolerance: int) -> bool | None:

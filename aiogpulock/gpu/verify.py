@@ -75,6 +75,11 @@ def no_kin(_reading: MemoryReading) -> frozenset[int]:
     return frozenset()
 
 
+def as_before(baseline: Baseline, _sample: MemorySample) -> tuple[Baseline, bool]:
+    """Every look is judged by the time before the hold."""
+    return baseline, False
+
+
 async def nobody() -> bool:
     """Nobody was granted the lock."""
     return False
@@ -89,6 +94,8 @@ class Verification:
     `granted` answers whether the lock has been granted to anybody since; it is asked only if a look is not good.
     `ended` gives the reason why a verdict means nothing any more, or an empty text: this process holds the lock again,
     for one.
+    `judge_by` answers by what a look is judged, what came since the look before it was loaded without the lock; and
+    whether earlier looks count no more.
     """
 
     def __init__(
@@ -102,6 +109,7 @@ class Verification:
         kin: Callable[[MemoryReading], frozenset[int]] = no_kin,
         granted: Callable[[], Awaitable[bool]] = nobody,
         ended: Callable[[], str] = str,
+        judge_by: Callable[[Baseline, MemorySample], tuple[Baseline, bool]] = as_before,
     ) -> None:
         self._nvml = nvml
         self._gpu = gpu
@@ -111,20 +119,22 @@ class Verification:
         self._kin = kin
         self._granted = granted
         self._ended = ended
+        self._judge_by = judge_by
         self._next_holder = False
         self._samples: list[MemorySample] = []
+        self._looks: list[Look] = []
         self.unanswered = False
         """The driver did not answer when it was asked last, and may do so later."""
 
     @property
-    def last_own(self) -> int | None:
-        """What the holder's processes used at the last look."""
-        return self._samples[-1].own if self._samples else None
+    def last(self) -> MemorySample | None:
+        """The last look."""
+        return self._samples[-1] if self._samples else None
 
     async def run(self, baseline: Baseline) -> MemoryReport:
         """The verdict. Never raises but for cancellation."""
         begun = clock.now()
-        looks: list[Look] = []
+        looks = self._looks
         pauses = Pauses()
         while True:
             if reason := self._ended():
@@ -156,6 +166,9 @@ class Verification:
         reading = await self._nvml.read(self._uuid, processes=self._pids is not None, version=baseline.version)
         kin = self._kin(reading)
         sample = sample_of(reading, self._pids, kin=kin, next_holder=self._next_holder)
+        baseline, anew = self._judge_by(baseline, sample)
+        if anew:
+            self._looks.clear()
         found = look(baseline, sample, self._terms, self._samples)
         if not found.is_back and not self._next_holder and await self._granted():
             self._next_holder = True  # asked after the reading: whoever allocated before it was granted by now

