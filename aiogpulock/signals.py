@@ -74,6 +74,8 @@ def _die() -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGTERM)
+    if os.getpid() == 1 and threading.current_thread() is threading.main_thread():
+        os._exit(128 + signal.SIGTERM)  # the kernel spares the first process of a container
 
 
 def wait_for_the_end() -> None:

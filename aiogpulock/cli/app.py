@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -18,6 +19,7 @@ VERBS = (
 )
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 CLEAR_LINE = "\r\x1b[K"
 
 
@@ -42,16 +44,24 @@ class Verbs(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        from aiogpulock.cli.exits import INTERRUPTED, status_of
+        from aiogpulock.cli.exits import FAILED, INTERRUPTED, status_of
         from aiogpulock.errors import GpuLockError
 
         try:
-            return super().invoke(ctx)
+            answer = super().invoke(ctx)
+            sys.stdout.flush()
+            return answer
         except GpuLockError as error:
             complain(str(error))
             sys.exit(status_of(error))
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            complain(f"{error.filename or 'stdout'}: {error.strerror}")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # at its end Python writes the rest
+            sys.exit(FAILED)
 
 
 def complain(text: str) -> None:

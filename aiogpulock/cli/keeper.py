@@ -32,6 +32,7 @@ from typing import Any, NamedTuple, NoReturn
 from aiogpulock import clock
 from aiogpulock.cli.exits import NOT_EXECUTABLE, NOT_FOUND
 from aiogpulock.cli.process_tree import adopt_orphans, descendants, die_with_parent, send, show_as
+from aiogpulock.errors import GpuLockError
 
 FORWARDED = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2})
 _JOB_CONTROL = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
@@ -50,18 +51,28 @@ class Kept(NamedTuple):
 def start_keeper(command: Sequence[str], mask: set[signal.Signals]) -> Kept:
     """Fork the keeper and the process of `command`. `mask`: the signals that the command is to have blocked.
 
+    Raises `GpuLockError` where no process can be had.
     To be called before any thread is started, in the main thread: a parent-death signal follows the forking thread.
     """
     ours, theirs = socket.socketpair()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        ours.close()
+        theirs.close()
+        raise GpuLockError(f"the command was not started: {error.strerror}") from None
     if pid == 0:
         with _no_way_back():
             ours.close()
             _Keeper(theirs, command, mask).keep()
     theirs.close()
     with ours.makefile("rb", buffering=0) as reader:
-        command_pid = json.loads(reader.readline())["command"]
-    return Kept(pid, command_pid, ours)
+        said = reader.readline()
+    if not said:
+        ours.close()
+        os.waitpid(pid, 0)
+        raise GpuLockError("the command was not started: its keeper ended, and has said why")
+    return Kept(pid, json.loads(said)["command"], ours)
 
 
 @contextlib.contextmanager

@@ -81,7 +81,7 @@ class Target(NamedTuple):
         )
 
     def _overrides(self) -> dict[str, Any]:
-        return {"redis": {"namespace": self.namespace}} if self.namespace else {}
+        return {"redis": {"namespace": self.namespace}} if self.namespace is not None else {}
 
 
 def target_options(command: F) -> F:

@@ -8,11 +8,14 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
 
 from aiogpulock.cli.options import Target
+from aiogpulock.errors import AuthenticationError
+from aiogpulock.history import typical_hold
 from aiogpulock.manager import GpuLockManager
 from aiogpulock.models import LockSnapshot
 
@@ -36,6 +39,13 @@ def with_manager(target: Target, work: Callable[[GpuLockManager], Awaitable[T]])
 async def look_at(manager: GpuLockManager, gpu: str) -> LockSnapshot:
     """The lock of this GPU. Raises `InvalidGpuError`, `ProtocolError`, `RedisUnavailableError`."""
     return await manager.scripts.snapshot(await manager.keys_of(gpu))
+
+
+async def usual_hold(manager: GpuLockManager, lock: LockSnapshot) -> float | None:
+    """Seconds of a usual hold; None also where this user of Redis may not read what was. Raises `GpuLockError`."""
+    with suppress(AuthenticationError):
+        return typical_hold(await manager.history(lock))
+    return None
 
 
 def end_in_order_at_hang_up() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 import termios
@@ -14,12 +15,12 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from rich.live import Live
 
 from aiogpulock.cli.exits import SIGNALLED
+from aiogpulock.cli.session import usual_hold
 from aiogpulock.cli.tables import make_console, show
 from aiogpulock.cli.top_view import Queue, Scene, picture
 from aiogpulock.errors import GpuLockError
 from aiogpulock.gpu.nvml import shared
 from aiogpulock.gpu.records import GpuDevice, MemoryReading, NvmlError
-from aiogpulock.history import typical_hold
 from aiogpulock.manager import GpuLockManager
 from aiogpulock.models import LockSnapshot
 
@@ -76,7 +77,7 @@ class _Observer:
             return
         self._typical_at = time.monotonic()
         for lock in self._locks:
-            self._typical[lock.gpu_id] = typical_hold(await self._manager.history(lock))
+            self._typical[lock.gpu_id] = await usual_hold(self._manager, lock)
 
     async def _memory(self) -> tuple[Sequence[GpuDevice], dict[str, MemoryReading], str]:
         if self._manager.settings.gpu_lock.gpu_memory.nvml == "off":
@@ -102,8 +103,9 @@ async def _quit_key() -> AsyncIterator[asyncio.Event]:
     loop, keyboard = asyncio.get_running_loop(), sys.stdin.fileno()
 
     def typed() -> None:
-        if "q" in sys.stdin.read(1).lower():
-            quitting.set()
+        with contextlib.suppress(OSError):
+            if b"q" in os.read(keyboard, 1024).lower():  # what was typed at once, an arrow before it for one
+                quitting.set()
 
     with _single_keys(keyboard):
         loop.add_reader(keyboard, typed)

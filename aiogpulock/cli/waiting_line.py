@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 from aiogpulock.cli.app import CLEAR_LINE, Screen
 from aiogpulock.cli.lock_words import holder_words
+from aiogpulock.cli.session import usual_hold
 from aiogpulock.cli.words import duration, fit, ordinal, plain
 from aiogpulock.errors import GpuLockError
-from aiogpulock.history import expected_wait, typical_hold
+from aiogpulock.history import expected_wait
 from aiogpulock.liveness import this_process
 from aiogpulock.manager import GpuLockManager
 from aiogpulock.models import LockSnapshot
@@ -83,7 +84,7 @@ async def _look(manager: GpuLockManager, gpu: str) -> Place | None:
     lock = await manager.scripts.snapshot(await manager.keys_of(gpu))
     for position, waiter in enumerate(lock.queue, start=1):
         if (waiter.host, waiter.pid) == me:
-            return Place(lock, position, typical_hold(await manager.history(lock)), time.monotonic())
+            return Place(lock, position, await usual_hold(manager, lock), time.monotonic())
     return None
 
 

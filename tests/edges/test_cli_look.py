@@ -12,12 +12,14 @@ import pytest
 import redis
 
 from aiogpulock.liveness import boot_id
+from tests.acl import LEAST_PRIVILEGES
 from tests.edges.shell import Shell, driver_variables, ended, read_until
 from tests.edges.terminal import Terminal
 from tests.gpu.conftest import driver_folder as driver_folder
 from tests.gpu.conftest import sim as sim
 from tests.helpers import wait_until
 from tests.nvml_sim import GiB, Simulation
+from tests.servers import RealServer
 
 HOLD = "echo in; exec sleep 100"
 NASTY = "tr\x1b[31main\u202e.py"
@@ -254,6 +256,31 @@ def test_a_pipe_that_ends_is_no_error(shell: Shell, redis_cleanup: redis.Redis) 
     with Terminal(shell.env) as terminal:
         terminal.type("aiogpulock history | true; aiogpulock status | head -1; echo en''d\n")
         assert "Traceback" not in terminal.until("end")
+
+
+@pytest.mark.parametrize(
+    "words", [("status",), ("status", "--json"), ("history",), ("config", "show"), ("queue", "--json"), ("top",)]
+)
+def test_a_full_disk_is_one_line(words: tuple[str, ...], shell: Shell, redis_cleanup: redis.Redis) -> None:
+    assert shell.run("run", "--", "true").returncode == 0
+    with Path("/dev/full").open("w") as full:
+        process = shell.start(*words, stdout=full)
+        assert process.stderr is not None
+        told = [line for line in process.stderr.read().splitlines() if line.startswith("aiogpulock:") or "rror" in line]
+        assert (process.wait(), told) == (1, ["aiogpulock: stdout: No space left on device"])
+
+
+def test_who_may_not_read_histories_sees_the_queue_without_them(shell: Shell, own_server: RealServer) -> None:
+    with own_server.client() as admin:
+        admin.execute_command("ACL", "SETUSER", "gpu", "reset", "on", ">pw", *LEAST_PRIVILEGES.split())
+    shell.env["REDIS_URL"] = own_server.url.replace("unix://", "unix://gpu:pw@")
+    assert shell.run("run", "--", "true").returncode == 0
+    holder = shell.start("run", "--", "sh", "-c", HOLD)
+    read_until(holder, "in")
+    assert (told(shell, "queue")["typical_hold"], shell.run("queue").returncode) == (None, 0)
+    assert "perm" not in shell.run("top").stdout.lower()
+    holder.terminate()
+    ended(holder)
 
 
 def test_a_quarantine_is_shown_and_lifted(

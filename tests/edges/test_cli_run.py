@@ -14,6 +14,8 @@ import psutil
 import pytest
 import redis
 
+from aiogpulock import GpuLockError
+from aiogpulock.cli import keeper
 from tests.edges.shell import COMMAND, ROOT, Shell, driver_variables, ended, read_until
 from tests.gpu.conftest import driver_folder as driver_folder
 from tests.gpu.conftest import sim as sim
@@ -340,6 +342,7 @@ def test_what_cannot_be_run_is_said_before_any_wait(shell: Shell, tmp_path: Path
         ((), AWAY, 69, r"Redis at redis://u:\*\*\*@127\.0\.0\.1:1/0 .*"),
         ((), {"AIOGPULOCK_POLL_INTERVAL": "soon"}, 78, r"gpu_lock\.poll_interval: got 'soon', expected seconds .*"),
         (("--config", "odd.yml"), {}, 78, r"gpu_lock\.heartbeat\.interval: .* which is 10\.0 \(file \S+odd\.yml\)"),
+        (("--namespace", ""), {}, 78, r"gpu_lock\.redis\.namespace: '' must match .*"),
         (("--config", "missing.yml"), {}, 78, r".*missing\.yml: No such file or directory"),
         (("--gpu", "a b"), AWAY, 2, r"gpu_id 'a b' must match .*"),
         (("--gpu", "-1"), AWAY, 2, "gpu_id -1 is negative: GPU indices start at 0"),
@@ -365,12 +368,28 @@ def test_a_misspelt_variable_is_named_once(shell: Shell) -> None:
     )
 
 
+def test_a_keeper_that_gets_no_process_has_said_why_and_no_more(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def no_process(*_: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(keeper, "adopt_orphans", no_process)  # in the keeper, just before it forks
+    with pytest.raises(GpuLockError, match="the command was not started"):
+        keeper.start_keeper(["true"], set())
+    assert "aiogpulock: keeper: BlockingIOError: " in capfd.readouterr().err
+    monkeypatch.setattr(keeper.os, "fork", no_process)
+    with pytest.raises(GpuLockError, match="not started: Resource temporarily unavailable"):
+        keeper.start_keeper(["true"], set())
+
+
 def test_a_call_that_makes_no_sense_is_2(shell: Shell) -> None:
     no_time = [
         ("run", "-w", "nan", "true"),
         ("run", "-k", "nan", "true"),
         ("wait", "-w", "nan"),
         ("top", "--interval", "nan"),
+        ("demo", "--seconds", "nan"),
     ]
     for words in (("run",), ("run", "-n", "-w", "3", "true"), ("run", "--frobnicate", "true"), ("nonsense",), *no_time):
         done = shell.run(*words)

@@ -34,7 +34,7 @@ def test_it_shows_holder_queue_and_memory_until_q(
         assert "1 waiting for gpu 0" in seen
         sim.use(0, 79 * GiB, pid=holder.pid)
         terminal.until(r"████████ 79\.\d/80 GiB")
-        terminal.type("q")
+        terminal.type("xq")
         assert " icanon" in terminal.until("end=0")  # the terminal is as it was
 
     once = shell.run("top")

@@ -5,10 +5,14 @@ The programs run under another boot id, so that nobody can find their death by a
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import time
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.helpers import wait_until
@@ -114,6 +118,40 @@ def test_a_program_with_its_own_sigterm_handler_ends_in_its_own_way(
     program.expect("body ended")
     assert program.wait(10) == 0
     assert lock.value is None
+
+
+FIRST_PROCESS = """
+import asyncio
+from aiogpulock import gpu_lock
+
+async def job():
+    async with gpu_lock(0):
+        print("held", flush=True)
+        await asyncio.sleep(100)
+
+async def main():
+    await asyncio.gather(job(), asyncio.sleep(100), return_exceptions=True)
+
+asyncio.run(main())
+"""
+
+
+def test_the_first_process_of_a_container_ends_too(server: RealServer, lock: RawLock) -> None:
+    """The kernel spares it a SIGTERM that nobody handles: it would live on without its job."""
+    in_a_namespace = ["unshare", "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*in_a_namespace, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no pid namespace can be made here")
+    command = [*in_a_namespace, sys.executable, "-c", FIRST_PROCESS]
+    environment = {**os.environ, "REDIS_URL": server.url}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as outer:
+        try:
+            assert outer.stdout is not None
+            assert outer.stdout.readline() == "held\n"
+            psutil.Process(outer.pid).children()[0].terminate()
+            assert outer.wait(30) == 128 + signal.SIGTERM
+            assert lock.holder == {}
+        finally:
+            outer.kill()
 
 
 def test_an_idle_manager_does_not_keep_sigterm_from_ending_the_process(server: RealServer, crew: Crew) -> None:

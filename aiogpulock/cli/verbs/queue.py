@@ -22,8 +22,8 @@ def command(gpu: str, as_json: bool, target: Target) -> None:
     The expected wait is made of the median of the last 20 holds.
     """
     from aiogpulock.cli.lock_words import is_free
-    from aiogpulock.cli.session import look_at, print_json, with_manager
-    from aiogpulock.history import expected_wait, typical_hold
+    from aiogpulock.cli.session import look_at, print_json, usual_hold, with_manager
+    from aiogpulock.history import expected_wait
     from aiogpulock.manager import GpuLockManager
     from aiogpulock.models import for_outside
 
@@ -31,7 +31,7 @@ def command(gpu: str, as_json: bool, target: Target) -> None:
         lock = await look_at(manager, gpu)
         if is_free(lock):
             await manager.device(gpu)  # one that is not there has no queue
-        typical = typical_hold(await manager.history(lock))
+        typical = await usual_hold(manager, lock)
         expected = [expected_wait(typical, place, lock.age) for place, _ in enumerate(lock.queue, start=1)]
         if as_json:
             print_json(server=manager.server, lock=for_outside(lock), typical_hold=typical, expected_waits=expected)
