@@ -10,8 +10,9 @@ from typing import Any
 import httpx
 import pytest
 import redis
-from fastapi import Depends, FastAPI
+from fastapi import BackgroundTasks, Depends, FastAPI
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -62,6 +63,22 @@ def fastapi_app(gpu: GpuGate, work: Work) -> FastAPI:
     return app
 
 
+def with_background(gpu: GpuGate, work: Work) -> FastAPI:
+    """Both ways that keep the GPU beyond the handler."""
+    app = FastAPI()
+
+    @app.post("/dependency")
+    async def dependency(tasks: BackgroundTasks, lease: Lease = Depends(gpu)) -> dict[str, Any]:  # noqa: B008
+        tasks.add_task(work.once)
+        return {}
+
+    @app.post("/stream")
+    async def stream(request: Request) -> Response:
+        return await gpu.stream(request, lambda lease: JSONResponse({}, background=BackgroundTask(work.once)))
+
+    return app
+
+
 def starlette_app(gpu: GpuGate, work: Work) -> Starlette:
     async def do_work(request: Request) -> Response:
         async with gpu.lease(request) as lease:
@@ -105,6 +122,19 @@ async def open_stream(url: str) -> AsyncIterator[AsyncIterator[bytes]]:
 
 
 MakeApp = Callable[[GpuGate, Work], Starlette]
+
+
+@pytest.mark.parametrize("way", ["dependency", "stream"])
+async def test_background_tasks_of_a_response_have_the_gpu_too(manager: GpuLockManager, way: str) -> None:
+    work = Work()
+    async with served(with_background(GpuGate(0, manager=manager), work)) as url, httpx.AsyncClient() as client:
+        answer = asyncio.create_task(client.post(f"{url}/{way}"))
+        await work.began.wait()
+        assert await holder(manager) == f"POST /{way}"
+        work.go_on.set()
+        assert (await answer).status_code == 200
+        await free(manager)
+    assert work.finished == 1
 
 
 async def test_a_request_holds_the_gpu_while_it_works(manager: GpuLockManager, make_app: MakeApp) -> None:
