@@ -35,13 +35,14 @@ def run(stage: Stage) -> Result:
         crews = {policy: _crew(stage, policy, env) for policy in POLICIES}
         seconds: dict[str, list[float]] = {policy: [] for policy in POLICIES}
         asked, holds = dict.fromkeys(POLICIES, 0), dict.fromkeys(POLICIES, 0)
+        turns = stage.pick(TURNS, 15)
         for batch in range(stage.pick(10, 1)):
             stage.say(f"batch {batch + 1}")
             for policy, crew in crews.items():
                 before = _driver_calls(simulation)
-                seconds[policy] += take_turns(crew, TURNS, lambda: PAUSE)
+                seconds[policy] += take_turns(crew, turns, lambda: PAUSE)
                 asked[policy] += _driver_calls(simulation) - before
-                holds[policy] += TURNS + 1
+                holds[policy] += turns + 1
         healthy, hung = dict[str, list[float]](), dict[str, list[float]]()
         for policy in ("off", "report", "hold"):
             stage.say(f"the event loops under {policy}")
