@@ -214,8 +214,11 @@ class Verdicts:
         hold.memory_report = report
         level = _LEVELS.get(report.status, logging.DEBUG)
         if report.status == "unverifiable" and (report.bytes or 0) > report.tolerance + CONTEXT_BYTES:
-            level = logging.WARNING
-        logger.log(level, "memory of %s after %s: %s, %s", hold.keys.lock, hold.task_name, report.status, report.reason)
+            level = logging.WARNING  # it may be a leak
+        status, key = report.status, hold.keys.lock
+        figures = {"memory_status": status, "memory_bytes": report.bytes, "memory_seconds": report.seconds}
+        text = "memory of %s after %s: %s, %s"
+        logger.log(level, text, key, hold.task_name, status, report.reason, extra={"lock_key": key, **figures})
         if report.status != "skipped":
             note = partial(self._scripts.verdict, hold.keys, hold.id, hold.token, hold.task_name, report)
             self._errands.add(f"verdict on {hold.id}", note)

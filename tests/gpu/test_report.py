@@ -68,7 +68,13 @@ async def test_a_leak_of_one_gib_is_named_on_the_lease_in_the_history_and_in_the
     report = await report_of(await leak(gpu_manager, sim, GiB))
     assert (report.status, report.bytes) == ("not_freed", GiB)
     assert "leaky: not_freed, the process keeps 1024 MiB more than before" in caplog.messages[-1]
-    assert caplog.records[-1].levelno == logging.WARNING
+    line = caplog.records[-1]
+    assert line.levelno == logging.WARNING
+    assert [getattr(line, name) for name in ("memory_status", "memory_bytes", "memory_seconds")] == [
+        report.status,
+        report.bytes,
+        report.seconds,
+    ]
     events = await eventually(lambda: memory_events(gpu_manager), description="the event")
     assert (events[0].details["status"], events[0].details["bytes"]) == ("not_freed", str(GiB))
     (status,) = await gpu_manager.status()
@@ -384,9 +390,8 @@ async def test_a_hold_that_is_given_up_before_it_began_leaves_the_verdict_of_the
 
 
 async def test_a_model_loaded_without_the_lock_is_no_leak_of_the_next_hold(
-    gpu_manager: GpuLockManager, sim: Simulation, monkeypatch: pytest.MonkeyPatch
+    gpu_manager: GpuLockManager, sim: Simulation
 ) -> None:
-    monkeypatch.setattr("aiogpulock.episode.IDLE_STALE", 0.05)
     async with gpu_manager.lock(0) as clean:
         pass
     await report_of(clean)
