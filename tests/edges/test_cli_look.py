@@ -143,6 +143,8 @@ def test_a_gpu_that_is_not_here_is_not_read_as_free(
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == "aiogpulock: there is no GPU 99 on this host: NVML has 0 and 1\n"
     assert shell.run(verb, "1").returncode == 0
+    shown = shell.run("status", "99", "1").stderr.splitlines()[1:]
+    assert shown == ["aiogpulock: there is no GPU 99 on this host: NVML has 0 and 1"]
 
     holder = shell.start("run", "--gpu", "99", "--", "sh", "-c", HOLD, env={"AIOGPULOCK_GPU_MEMORY_NVML": "off"})
     read_until(holder, "in")

@@ -26,8 +26,9 @@ def command(gpus: tuple[str, ...], as_json: bool, target: Target) -> None:
     quarantined (memory did not come back), unreadable (stderr says why, and what to do).
     """
     from aiogpulock.cli.app import complain
-    from aiogpulock.cli.lock_words import gpu_name, known_devices
+    from aiogpulock.cli.lock_words import gpu_name, is_free, known_devices
     from aiogpulock.cli.session import print_json, with_manager
+    from aiogpulock.errors import InvalidGpuError
     from aiogpulock.manager import GpuLockManager
     from aiogpulock.models import for_outside
 
@@ -46,6 +47,12 @@ def command(gpus: tuple[str, ...], as_json: bool, target: Target) -> None:
             click.echo("no lock was used yet", err=True)
         for why in unreadable.values():
             complain(why)
+        for lock in locks:
+            if lock.gpu_id in gpus and is_free(lock):
+                try:
+                    await manager.device(lock.gpu_id)
+                except InvalidGpuError as error:  # free, and not here
+                    complain(str(error))
 
     with_manager(target, work)
 
