@@ -9,9 +9,10 @@
 -- Reply {'held', token, dirty, wait_ms, what is quarantined (lines of JSON) or ''}
 --       {'waiting', position (from 1), arrival_us, enqueued now (0/1), ms until a re-check pays (-1: unknown),
 --                   value, holder id, holder phase, holder process, inbox has a receiver (0/1), more (0/1), waiters}
---       {'busy' | 'full', waiters, value}   {'stale'}   {'done', outcome}   {'newer', protocol}
+--       {'busy' | 'full', waiters (full: alive), value}   {'stale'}   {'done', outcome}   {'newer', protocol}
 
 local PRIORITY_STEP_US = 60 * 1000000   -- a priority overtakes by a bounded time only
+local LOOK_EVERY = 1000                 -- at who is absent from a full queue
 
 local id, hint, may_wait = ARGV[4], tonumber(ARGV[5]), ARGV[15] == '1'
 local me = {id = id, inbox = ARGV[6], lease = tonumber(ARGV[10]), ttl = tonumber(ARGV[11]),
@@ -95,10 +96,10 @@ local function refresh_inbox()
   redis.call('PEXPIRE', WAITERS, keep)
 end
 
-local function inbox_has_receiver()
-  if ARGV[7] ~= 'push' then return 1 end
-  local counts = redis.pcall('PUBSUB', 'NUMSUB', me.inbox)
-  return counts[2] == 0 and 0 or 1   -- a user without this permission learns it by its own ping
+local function has_receiver(inbox, mode)
+  if mode ~= 'push' then return true end
+  local counts = redis.pcall('PUBSUB', 'NUMSUB', inbox)
+  return counts[2] ~= 0   -- a user without this permission learns it by its own ping
 end
 
 local function waiting(enqueued, wait, more)
@@ -116,16 +117,41 @@ local function waiting(enqueued, wait, more)
   local current = holder and not foreign and holder or {id = '', phase = '', process = ''}
   return {'waiting', position, me.arrival, enqueued, recheck_in,
     value or (holder and value_of(holder)) or '', current.id, current.phase, current.process,
-    inbox_has_receiver(), more and 1 or 0, redis.call('ZCARD', QUEUE)}
+    has_receiver(me.inbox, ARGV[7]) and 1 or 0, more and 1 or 0, redis.call('ZCARD', QUEUE)}
 end
 
-local most = tonumber(ARGV[14])
+-- Nobody looks at the seats while the lock is held, and those of a killed program stand for a while. They do not count
+-- if a grant would pass over them, and go once they have expired. One look a second: most calls are refused by the last
+-- one's figure. Of a long queue each looks at another part.
+local function full(most)
+  if most < 0 or waiters < most then return false end
+  local looked = redis.call('HMGET', FENCE, 'looked', 'absent')
+  local absent = whole(looked[2], 0)
+  if math.abs(now - whole(looked[1], 0)) >= LOOK_EVERY then
+    local parts, is_absent = math.max(1, math.ceil(waiters / WALK_BOUND)), {}
+    absent = 0
+    -- A grant that goes on from a rank must find it there.
+    walk(now_us % parts * WALK_BOUND, fence().cursor == 0, function(seat, inbox)
+      if is_absent[seat.inbox] == nil then
+        is_absent[seat.inbox] = inbox.mode == 'poll' and inbox.next_check + POLL_SLACK <= now
+          or not has_receiver(seat.inbox, inbox.mode)
+      end
+      if is_absent[seat.inbox] then absent = absent + 1 end
+      return false
+    end)
+    redis.call('HSET', FENCE, 'looked', now, 'absent', absent)
+    redis.call('PEXPIRE', FENCE, KEEP_UNUSED)
+  end
+  waiters = redis.call('ZCARD', QUEUE) - absent
+  return waiters >= most
+end
+
 local enqueued = 0
 local seat = read_seat(id)
 -- In another inbox the walk takes it for dead, though its waiter calls.
 local seated = seat and seat.inbox == me.inbox and redis.call('ZSCORE', QUEUE, id)
 if not seated then
-  if me.arrival == 0 and most >= 0 and waiters >= most then
+  if me.arrival == 0 and full(tonumber(ARGV[14])) then
     count('attempts')
     return {'full', waiters, value or ''}
   end

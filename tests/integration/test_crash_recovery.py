@@ -214,3 +214,30 @@ def test_a_waiter_with_a_shorter_heartbeat_timeout_never_reaps_the_holder(
     holder.cont()
     holder.tell("release", name="a")
     holder.expect("left")
+
+
+def test_the_seats_of_a_killed_program_fill_no_queue_while_another_holds_the_lock(
+    server: RealServer, crew: Crew, lock: RawLock
+) -> None:
+    holder, killed, late = (crew.start(server.url, **LONG) for _ in range(3))
+    holder.tell("acquire", name="batch")
+    holder.expect("held")
+    for number in range(3):
+        killed.tell("acquire", name=f"request {number}", max_waiters=3)
+    wait_until(lambda: len(lock.queue) == 3, description="a full queue")
+    late.tell("acquire", name="refused", max_waiters=3)
+    assert late.expect("failed")["error"] == "QueueFullError"
+    killed.kill()
+    killed.wait()
+
+    attempts = itertools.count()
+
+    def seated() -> bool:
+        name = f"attempt {next(attempts)}"
+        late.tell("acquire", name=name, max_waiters=3)
+        wait_until(lambda: name in lock.queued_tasks() or late.find("failed", name=name), description="an answer")
+        return name in lock.queued_tasks()
+
+    wait_until(seated, description="a seat in the queue", timeout=20)
+    holder.tell("release", name="batch")
+    late.expect("held")

@@ -440,6 +440,21 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "the seats of the dead fill the queue",
+        "test_a_seat_whose_inbox_nobody_listens_to_takes_no_place_in_a_full_queue",
+        (Edit("acquire", "  waiters = redis.call('ZCARD', QUEUE) - absent\n", ""),),
+    ),
+    Mutant(
+        "a full queue is not swept",
+        "test_a_full_queue_is_swept_of_what_has_expired_while_the_lock_is_held",
+        (Edit("acquire", "fence().cursor == 0, function(seat", "false, function(seat"),),
+    ),
+    Mutant(
+        "of a long full queue only the head is looked at",
+        "test_a_full_queue_is_swept_of_what_has_expired_while_the_lock_is_held",
+        (Edit("acquire", "walk(now_us % parts * WALK_BOUND, ", "walk(0, "),),
+    ),
+    Mutant(
         "who tries once is refused a free lock",
         "once",
         (

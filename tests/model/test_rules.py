@@ -286,6 +286,40 @@ def test_a_seat_that_comes_to_another_inbox_is_counted_there(lock: StoreLock) ->
     assert counts["#inbox-1"] == "1"
 
 
+def test_a_seat_whose_inbox_nobody_listens_to_takes_no_place_in_a_full_queue(lock: StoreLock) -> None:
+    lock.inboxes = {"inbox-b", "inbox-c"}
+    lock.acquire("a")
+    lock.acquire("b")
+    lock.acquire("c")
+    lock.acquire("d", mode="poll", next_check=1000)
+    assert lock.acquire("e", most=3)[:2] == ["full", 3]
+    lock.inboxes = {"inbox-c"}
+    assert lock.acquire("e", most=3)[:2] == ["full", 3], "one look a second"
+    lock.advance(1000)
+    assert lock.acquire("e", most=2)[:2] == ["full", 2], "b is gone"
+    lock.advance(2001)
+    assert lock.acquire("e", most=1)[:2] == ["full", 1], "d has missed its check"
+    assert [lock.acquire(new, inbox="inbox-c", most=3)[0] for new in ("e", "f", "g")] == ["waiting", "waiting", "full"]
+    assert "b" in lock.waiters(), "it may come back"
+
+
+def test_a_full_queue_is_swept_of_what_has_expired_while_the_lock_is_held(lock: StoreLock) -> None:
+    lock.inboxes = {"inbox-live"}
+    lock.acquire("a")
+    for number in range(600):
+        lock.acquire(f"live{number}", inbox="inbox-live")
+    for waiter in ("b", "c"):
+        lock.acquire(waiter, expires=5000)
+    lock.advance(5000)
+    replies = []
+    for number in range(2):  # a look sees a part of a long queue
+        lock.advance(1000)
+        replies.append(lock.acquire(f"new{number}", inbox="inbox-live", most=601)[0])
+    assert "waiting" in replies
+    assert "b" not in lock.waiters()
+    assert "live599" in lock.waiters()
+
+
 def _told_to_watch(lock: StoreLock, holder: str, token: int) -> list[str]:
     """The inboxes that a release sends to watch the next holder."""
     lock.release(holder, token)
