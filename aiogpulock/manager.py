@@ -160,7 +160,7 @@ class GpuLockManager:
         """What is dead, held for long, or about to go wrong, on the server and in every lock; the rates of failures.
 
         Answers within `timeout` seconds (by default `redis.connect_timeout`), also when Redis hangs: then with
-        ``redis_connected`` False and the reason in ``error``. Writes nothing. Raises `ManagerClosedError`.
+        ``redis_connected`` False and the reason in ``error``. Changes no lock. Raises `ManagerClosedError`.
         """
         return (await self.survey(timeout=timeout)).report
 

@@ -197,7 +197,7 @@ class Scripts:
         )  # fmt: skip
 
     async def snapshot(self, keys: LockKeys) -> LockSnapshot:
-        """The lock at one moment; writes nothing."""
+        """The lock at one moment; changes nothing of it."""
         return parse_snapshot(await self._run("snapshot", keys, Terms(0, 0), SNAPSHOT_WAITERS), keys)
 
     async def snapshots(self, locks: Sequence[LockKeys]) -> list[LockSnapshot | ProtocolError]:

@@ -24,7 +24,7 @@ class Sight(NamedTuple):
 
 
 class Observer:
-    """Looks at locks, and writes nothing."""
+    """Looks at locks, and changes none."""
 
     def __init__(self, client: RedisClient, scripts: Scripts, namespace: str) -> None:
         self._scripts = scripts

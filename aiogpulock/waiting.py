@@ -166,8 +166,9 @@ class WaitingRoom:
             self._wake_others(waiter)  # Redis lost one seat, so it may have lost others
         if reply.position > self.WATCHERS and waiter is not self._first():
             return False
-        if reply.foreign and reply.position == 1:
-            recheck = waiter.pace.poll if reply.recheck_in is None else min(reply.recheck_in, waiter.pace.poll)
+        if reply.foreign:  # those ahead may be dead: then nobody else looks
+            poll = waiter.pace.poll * min(reply.position, self.WATCHERS + 1)
+            recheck = poll if reply.recheck_in is None else min(reply.recheck_in, poll)
             waiter.wake_in(recheck + self.AFTER_DEADLINE)
         elif reply.recheck_in is not None:
             # Whoever has been granted the lock keeps its seat until the claim: it stands ahead, and may be frozen.

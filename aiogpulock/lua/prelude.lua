@@ -124,9 +124,12 @@ end
 local function drop_seat(id)
   redis.call('ZREM', QUEUE, id)
   if redis.call('EXISTS', QUEUE) == 0 then return redis.call('DEL', WAITERS) end
-  local inbox = (redis.call('HGET', WAITERS, id) or ''):match('^%S*')
+  local seat = read_seat(id)
   redis.call('HDEL', WAITERS, id)
-  if (add(WAITERS, '#' .. inbox, -1) or 0) <= 0 then redis.call('HDEL', WAITERS, '#' .. inbox, '@' .. inbox) end
+  -- A count that somebody wrote over is below 0 then, or none: the record stays rather than a live waiter goes.
+  if seat and add(WAITERS, '#' .. seat.inbox, -1) == 0 then
+    redis.call('HDEL', WAITERS, '#' .. seat.inbox, '@' .. seat.inbox)
+  end
 end
 
 -- Calls `visit(seat, inbox)` for each live seat from a rank on until it returns true. Seats whose inbox has expired
@@ -314,8 +317,13 @@ end
 
 -- grant --------------------------------------------------------------------------------------------------------
 
--- One waiter beside the holder is told until when to watch: an expiry or a crash announces itself to nobody. One of the
--- holder's own inbox would die with it, so it is one of another, if any waits. Who was found behind many is told again.
+local function host_of(process)
+  return process:match('"boot":"([^"]+)"')
+end
+
+-- A waiter beside the holder is told until when to watch: an expiry or a crash announces itself to nobody. The holder's own
+-- program would die with it, and another host cannot see it die: so the first of another program is told, and if that one
+-- is elsewhere the first on the holder's host too. Who was found behind many is asked before all those are searched again.
 local function tell_next(unreachable)
   local function watches(name, inbox)
     if not inbox or inbox.mode ~= 'push' or inbox.deaf or unreachable[name] then return false end
@@ -324,14 +332,25 @@ local function tell_next(unreachable)
       math.max(0, holder.deadline - now), holder.process ~= '' and holder.process or 'null')) == 0
     return not unreachable[name]
   end
+  local host = host_of(holder.process)
+  local function of_another(name, inbox)   -- a program may have two inboxes
+    return name ~= holder.inbox and not (host and inbox and inbox.process == holder.process)
+  end
   local own, known = whole(redis.call('HGET', WAITERS, '#' .. holder.inbox), 0), fence().watcher
   local passed, told = 0, false
   if redis.call('ZCARD', QUEUE) > own then
-    told = known and known ~= holder.inbox and watches(known, read_inbox(known)) or walk(0, false, function(seat, inbox)
+    walk(0, false, function(seat, inbox)
       passed = passed + 1
-      if seat.inbox == holder.inbox or not watches(seat.inbox, inbox) then return false end
+      if passed == CHUNK + 1 and not told and known then
+        local record = read_inbox(known)
+        told = of_another(known, record) and watches(known, record)
+      end
+      if passed > CHUNK and told then return true end
+      local here = host_of(inbox.process) == host
+      if told and not here or not of_another(seat.inbox, inbox) or not watches(seat.inbox, inbox) then return false end
       if passed > CHUNK then redis.pcall('HSET', FENCE, 'watcher', seat.inbox) end
-      return true
+      told = true
+      return here
     end)
   end
   local seated = holder.phase == 'granted' and 1 or 0   -- by the holder itself, until its claim

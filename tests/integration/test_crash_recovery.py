@@ -68,6 +68,23 @@ def test_a_crash_is_noticed_at_once_although_the_next_in_line_died_with_the_hold
     assert other.expect("held")["at"] - killed_at < 2
 
 
+def test_a_crash_is_noticed_at_once_although_the_next_in_line_is_elsewhere(
+    server: RealServer, crew: Crew, lock: RawLock
+) -> None:
+    """Only on its own host a process is seen to end: somebody there is told to watch it, wherever the next one is."""
+    first, dying, here = (crew.start(server.url, **LONG) for _ in range(3))
+    there = crew.start(server.url, boot="other", **LONG)
+    first.tell("acquire", name="a")
+    first.expect("held")
+    for place, (worker, name) in enumerate([(dying, "b"), (there, "c"), (here, "d")], 1):
+        worker.tell("acquire", name=name)
+        wait_until(lambda place=place: len(lock.queue) == place, description="a waiter in the queue")
+    first.tell("release", name="a")
+    dying.expect("held")
+    killed_at = dying.kill()
+    assert there.expect("held")["at"] - killed_at < 2
+
+
 def test_twenty_killed_holders_in_a_row_are_each_replaced_at_once(
     server: RealServer, crew: Crew, lock: RawLock
 ) -> None:

@@ -104,6 +104,7 @@ CONFIGS = {
         Config("draining-data", push(2, drains=True), Faults(data=1, slow=1, stall=1)),
         Config("watched", push(3), Faults(crash=1, message=1, quit=1, stall=2), monitor=True),
         Config("older", push(3), Faults(foreign=1, quit=1, message=1, stall=1)),
+        Config("older-crash", (ClientSpec(0), ClientSpec(0), ClientSpec(1)), Faults(foreign=1, crash=1, quit=1)),
         Config("small", push(2), Faults(crash=1, reply=1, message=1, data=1)),
         # larger ones, for a quiet hour
         Config("late", push(3), Faults(crash=1, reply=1, message=1, data=1, stall=3)),
@@ -133,7 +134,7 @@ BEYOND = {
 SUITES = {
     "ci": (
         "faults", "delays", "guard", "queue", "turns", "polls", "priority", "once", "once-data", "shared", "old-data",
-        "old-polls", "restart", "forced", "watched", "older", "draining", "draining-data",
+        "old-polls", "restart", "forced", "watched", "older", "older-crash", "draining", "draining-data",
     ),
     "large": ("late", "twice", "delays-3", "four", "old-data-3", "slow-polls", "polls-data", "draining-3"),
 }  # fmt: skip

@@ -178,7 +178,9 @@ class Explorer:
         message_lost = world.faults.message < self.config.faults.message
         if not state.holder or state.holder.deadline or world.notes or world.flights or message_lost:
             return ""
-        if state.grace_left(self.config.grace):
+        if (
+            state.grace_left(self.config.grace) or state.foreign
+        ):  # while an older program has the lock nobody may end it
             return ""
         soon = 3 * self.config.claim_window  # the first three in line look one window after the other
         waiting = [client for client in world.clients if client.phase == WAIT]

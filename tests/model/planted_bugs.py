@@ -293,6 +293,26 @@ MUTANTS = (
         (Edit("prelude", "if redis.call('ZCARD', QUEUE) > own then", "if false then"),),
     ),
     Mutant(
+        "who was found behind many is searched for again",
+        "test_who_was_found_behind_many_is_not_searched_for_again",
+        (Edit("prelude", "redis.pcall('HSET', FENCE, 'watcher', seat.inbox)", "local _"),),
+    ),
+    Mutant(
+        "who was found behind many is told before the next in line",
+        "test_the_next_in_line_is_told_before_who_was_found_behind_many",
+        (Edit("prelude", "if passed == CHUNK + 1 and not told", "if passed == 1"),),
+    ),
+    Mutant(
+        "nobody on the holder's host is told where the next in line is elsewhere",
+        "test_where_the_next_in_line_is_elsewhere_the_first_on_the_holders_host_is_told_too",
+        (Edit("prelude", "      return here\n", "      return true\n"),),
+    ),
+    Mutant(
+        "the second inbox of the holder's program watches it",
+        "test_a_second_inbox_of_the_holders_program_would_die_with_it",
+        (Edit("prelude", "and inbox.process == holder.process)", "and false)"),),
+    ),
+    Mutant(
         "the search for another program ends behind sixteen of the holder's own",
         "test_another_program_behind_forty_of_the_holders_own_watches_it",
         (
@@ -312,18 +332,13 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "who was found behind many watches its own program",
-        "test_who_was_found_behind_many_watches_until_it_holds_or_leaves",
-        (Edit("prelude", "known and known ~= holder.inbox and watches", "known and watches"),),
-    ),
-    Mutant(
         "the record of a program that has left stays",
         "quit",
         (
             Edit(
                 "prelude",
-                "redis.call('HDEL', WAITERS, '#' .. inbox, '@' .. inbox)",
-                "redis.call('HDEL', WAITERS, '#' .. inbox)",
+                "redis.call('HDEL', WAITERS, '#' .. seat.inbox, '@' .. seat.inbox)",
+                "redis.call('HDEL', WAITERS, '#' .. seat.inbox)",
             ),
         ),
     ),

@@ -305,7 +305,7 @@ class Programs(Worlds):
         timer = self.config.fallback if client.subscribed else self.config.poll
         if recheck >= 0:
             timer = min(timer, max(1, recheck) + min(position - 1, 3) * self.config.claim_window)
-        return min(timer, self.config.poll) if foreign and position == 1 else timer
+        return min(timer, self.config.poll * min(position, 4)) if foreign else timer
 
     def _data_was_lost(self, world: World) -> bool:
         left, at_first = world.faults, self.config.faults

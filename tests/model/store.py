@@ -76,6 +76,7 @@ class Session:
         self.subscribers = subscribers
         self.refuse_writes = refuse_writes
         self.messages: list[Message] = []
+        self.calls = 0
         for key, entry in store.entries:
             if entry.expires_ms is None or entry.expires_ms > self.now_ms:
                 value = entry.value if entry.kind == "string" else dict(entry.value) if entry.value else {}
@@ -98,6 +99,7 @@ class Session:
             raise StoreError(f"ERR the model's store has no command {name}")
         if self.refuse_writes and name in WRITES:
             raise StoreError(self.refuse_writes)
+        self.calls += 1
         return command(self, *arguments)
 
     # keys -----------------------------------------------------------------------------------------------------

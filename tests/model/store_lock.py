@@ -24,6 +24,8 @@ class StoreLock:
         self.sent: list[tuple[str, dict[str, Any]]] = []
         """What the last call published and somebody received: channel and message."""
         self.window, self.grace = 2000, 5000
+        self.commands = 0
+        """Of the last call's script."""
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -39,7 +41,7 @@ class StoreLock:
         outcome = self.runner.run(name, (self.window, self.grace, "", *arguments), session)
         if outcome.error:
             raise ScriptFailed(f"{name}: {outcome.error}")
-        self.store = outcome.store
+        self.store, self.commands = outcome.store, session.calls
         self.sent = [(m.channel, json.loads(m.payload)) for m in outcome.messages if m.receivers]
         return outcome.reply
 

@@ -259,6 +259,56 @@ def test_who_was_found_behind_many_watches_until_it_holds_or_leaves(lock: StoreL
     assert [channel for channel, message in lock.sent if message.get("type") == "watch"] == ["inbox-e"]
 
 
+def test_who_was_found_behind_many_is_not_searched_for_again(lock: StoreLock) -> None:
+    lock.inboxes = {"inbox-b", "inbox-c"}
+    _, token, *_ = lock.acquire("a")
+    for number in range(100):
+        lock.acquire(f"b{number}", inbox="inbox-b")
+    lock.acquire("c")
+    assert _told_to_watch(lock, "a", token) == ["inbox-c"]
+    searched = lock.commands
+    _, token, *_ = lock.acquire("b0", hint=lock.granted()[1], inbox="inbox-b")
+    assert _told_to_watch(lock, "b0", token) == ["inbox-c"]
+    assert lock.commands < searched / 2
+
+
+def test_the_next_in_line_is_told_before_who_was_found_behind_many(lock: StoreLock) -> None:
+    """Who was found once may be slow, or on another host."""
+    lock.inboxes = {"inbox-b", "inbox-c", "inbox-d"}
+    _, token, *_ = lock.acquire("a")
+    for number in range(20):
+        lock.acquire(f"b{number}", inbox="inbox-b")
+    lock.acquire("c")
+    lock.acquire("d")
+    assert _told_to_watch(lock, "a", token) == ["inbox-c"]
+    lock.acquire("c2", inbox="inbox-c")
+    for number in reversed(range(2, 20)):
+        lock.withdraw(f"b{number}")
+    lock.withdraw("c")
+    lock.withdraw("b0")
+    assert [channel for channel, message in lock.sent if message.get("type") == "watch"] == ["inbox-d"]
+
+
+def _process(pid: int, boot: str) -> str:
+    return f'{{"boot":"{boot}","processes":[[{pid},1]]}}'
+
+
+def test_where_the_next_in_line_is_elsewhere_the_first_on_the_holders_host_is_told_too(lock: StoreLock) -> None:
+    lock.inboxes = {f"inbox-{waiter}" for waiter in "bcdef"}
+    _, token, *_ = lock.acquire("a")
+    for pid, (waiter, boot) in enumerate(zip("bcdef", ("here", "there", "there", "here", "here"), strict=True)):
+        lock.acquire(waiter, process=_process(pid, boot))
+    assert _told_to_watch(lock, "a", token) == ["inbox-c", "inbox-e"]
+
+
+def test_a_second_inbox_of_the_holders_program_would_die_with_it(lock: StoreLock) -> None:
+    lock.inboxes = {f"inbox-{waiter}" for waiter in "bcd"}
+    _, token, *_ = lock.acquire("a")
+    for waiter, pid in (("b", 1), ("c", 1), ("d", 2)):
+        lock.acquire(waiter, process=_process(pid, "here"))
+    assert _told_to_watch(lock, "a", token) == ["inbox-d"]
+
+
 def test_the_record_of_an_inbox_goes_with_its_last_seat(lock: StoreLock) -> None:
     lock.inboxes = {"inbox-b"}
     _, token, *_ = lock.acquire("a")
