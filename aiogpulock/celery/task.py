@@ -17,7 +17,7 @@ from celery.exceptions import Retry, TaskPredicate
 from aiogpulock import sync
 from aiogpulock.celery.pool import announce, declared_failed
 from aiogpulock.celery.refusal import refused_in_one_line
-from aiogpulock.errors import GpuLockError
+from aiogpulock.errors import ConfigError, GpuLockError
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ def _under_lock(gpu_id: int | str = 0, **options: Any) -> Callable[[Callable[P, 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         lock(function)  # refuses what is no plain function
         signature = inspect.signature(function)
+        _check_default(gpu_id, signature)
 
         @functools.wraps(function)
         def locked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -112,6 +113,17 @@ def current_lease() -> sync.Lease:
     if lease is None:
         raise LookupError("no task that holds a GPU runs in this thread")
     return lease
+
+
+def _check_default(gpu_id: int | str, signature: inspect.Signature) -> None:
+    """The body is told its own default, so that GPU is locked; another one in the options would never be."""
+    parameter = signature.parameters.get("gpu_id")
+    default = parameter.default if parameter else None
+    if default not in (None, inspect.Parameter.empty) and gpu_id not in (0, default):
+        raise ConfigError(
+            f"gpu_lock says gpu_id {gpu_id!r}, and the task's own default is gpu_id={default!r}, which its body gets: "
+            "leave one of them out"
+        )
 
 
 def _named_gpu(call: inspect.BoundArguments) -> Any:

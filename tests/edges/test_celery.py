@@ -22,7 +22,7 @@ from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 from celery.result import AsyncResult
 
 from aiogpulock import death_watch, sync
-from aiogpulock.celery import GpuTask, current_lease
+from aiogpulock.celery import GpuTask, current_lease, gpu_lock
 from aiogpulock.celery.pool import Announcements
 from aiogpulock.errors import ConfigError
 from tests import tts
@@ -328,6 +328,16 @@ def test_wherever_a_class_has_its_run_from_it_is_under_the_lock_of_that_class(
     registered = eager.register_task(task())
     assert registered.delay("hello").get() == locked
     assert registered("called directly") == locked
+
+
+def test_two_gpus_for_calls_that_name_none_are_refused(eager: Celery) -> None:
+    def speak(text: str, gpu_id: int = 0) -> None: ...
+
+    with pytest.raises(ConfigError, match="gpu_lock says gpu_id 5, and the task's own default is gpu_id=0"):
+        gpu_lock(5)(speak)
+    with pytest.raises(ConfigError, match="gpu_lock says gpu_id 5"):
+        eager._task_from_fun(speak, base=GpuTask, gpu_lock={"gpu_id": 5})
+    gpu_lock(0)(speak)
 
 
 def test_bad_options_of_a_class_are_refused_where_it_is_defined() -> None:
