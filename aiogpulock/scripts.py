@@ -140,15 +140,25 @@ class Scripts:
         return reply[0] == b"ended", reply[0] == b"ended" and reply[1] == 1
 
     async def end_foreign(
-        self, keys: LockKeys, terms: Terms, seen: str, limit: float | None, *, alive: bool, reason: str, actor: str
+        self,
+        keys: LockKeys,
+        terms: Terms,
+        seen: str,
+        limit: float | None,
+        *,
+        alive: bool,
+        next_look: float,
+        reason: str,
+        actor: str,
     ) -> tuple[bool, bool]:
         """End a value of another program that has stood for `limit` seconds without expiry; None: only note it.
 
-        `alive`: the program shows a sign of life, so the time begins anew. Answers as `reap` does.
+        `alive`: the program shows a sign of life, so the time begins anew; also where nobody looks again within
+        `next_look` seconds. Answers as `reap` does.
         """
         limit_ms = -1 if limit is None else round(limit * 1000)
         call_id = secrets.token_hex(16)
-        arguments = (bytes_of(seen), limit_ms, int(alive), reason, actor, call_id)
+        arguments = (bytes_of(seen), limit_ms, int(alive), round(next_look * 1000), reason, actor, call_id)
         reply = await self._run("end_foreign", keys, terms, *arguments)
         return reply[0] == b"ended", reply[0] == b"ended" and reply[1] == 1
 

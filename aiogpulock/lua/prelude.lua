@@ -87,12 +87,12 @@ local function fence()
   return fence_read
 end
 
--- Since when a monitor has known this foreign value to stand without expiry: 0 if it has not noted it, or if a lease
--- of ours came between, since then it is another value of the same text.
+-- Since when monitors have known this foreign value to stand without expiry: 0 if none has noted it, or none of late, or
+-- if a lease of ours came between: then it may be, or is, another value of the same text.
 local function foreign_since()
   if not foreign then return 0 end
-  local f = redis.call('HMGET', FENCE, 'foreign', 'foreign_since', 'foreign_token', 'token')
-  if f[1] ~= value or f[3] ~= (f[4] or '0') then return 0 end
+  local f = redis.call('HMGET', FENCE, 'foreign', 'foreign_since', 'foreign_token', 'token', 'foreign_until')
+  if f[1] ~= value or f[3] ~= (f[4] or '0') or whole(f[5], 0) < now then return 0 end
   return whole(f[2], 0)
 end
 

@@ -80,7 +80,7 @@ class GpuLockMonitor:
         self._alerts = Alerts(self.manager.settings.gpu_lock_alerts, log=alert_log) if alerts is None else alerts
         self._on_round = on_round
         self._audit = AuditLog(lambda: self._settings.audit_log)
-        self._repairer = Repairer(self.manager, self._audit, lambda: self._settings.heartbeat.timeout)
+        self._repairer = Repairer(self.manager, self._audit, lambda: self._settings)
         self._retries = Retries()
         self._rates = RateWindow(self.manager.settings.gpu_lock_alerts.window)
         self._speaker = Speaker(self.manager.namespace, self._alerts.audience)

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from aiogpulock import clock
 from aiogpulock.audit import AuditLog
-from aiogpulock.config import CleanupSettings
+from aiogpulock.config import CleanupSettings, MonitorSettings
 from aiogpulock.keys import lock_keys
 from aiogpulock.manager import GpuLockManager
 from aiogpulock.monitor.plan import Repair
@@ -21,14 +21,17 @@ Outcome: TypeAlias = Literal["done", "not_now"]
 """not_now: what was seen is no longer there, or has not stood for long enough."""
 
 
+MISSED_ROUNDS, SLOW_ROUND = 2, 1.0
+"""A foreign value that was not seen for so many intervals, and seconds, may be another one of the same text."""
+
+
 class Repairer:
     """Repairs locks in the name of one monitor, and writes down what it did."""
 
-    def __init__(self, manager: GpuLockManager, audit: AuditLog, silent_after: Callable[[], float]) -> None:
-        """`silent_after`: seconds for which an older program's beat is a sign of life."""
+    def __init__(self, manager: GpuLockManager, audit: AuditLog, settings: Callable[[], MonitorSettings]) -> None:
         self._manager = manager
         self._audit = audit
-        self._silent_after = silent_after
+        self._settings = settings
         self.actor = f"monitor {manager.actor}"
 
     async def repair(self, repair: Repair) -> Outcome:
@@ -72,6 +75,7 @@ class Repairer:
             repair.value or "",
             repair.stands_for,
             alive=await self._beats(keys.lock),
+            next_look=MISSED_ROUNDS * self._settings().monitor_interval + SLOW_ROUND,
             reason=repair.reason,
             actor=self.actor,
         )
@@ -87,7 +91,7 @@ class Repairer:
             age = time.time() - float(beat or b"nan")
         except ValueError:
             return False
-        return abs(age) < self._silent_after()  # a beat far in the future would protect for ever
+        return abs(age) < self._settings().heartbeat.timeout  # a beat far in the future would protect for ever
 
     async def _sweep(self, scripts: Scripts, repair: Repair) -> str | None:
         keys, terms = lock_keys(repair.gpu_id, self._manager.namespace), self._manager.script_terms()

@@ -301,7 +301,7 @@ def test_every_script_refuses_a_holder_of_a_newer_protocol(lock: RawLock) -> Non
         lock.call("count", "batch", "attempts", 1),
         lock.call("snapshot", 10),
         lock.call("sweep", "monitor"),
-        lock.call("end_foreign", lock.value or "", 0, 0, "forced_by_monitor", "monitor", "call"),
+        lock.call("end_foreign", lock.value or "", 0, 0, 9000, "forced_by_monitor", "monitor", "call"),
     ]
     assert replies == [["newer", 2]] * 11
     assert {key: lock.client.dump(key) for key in before} == before

@@ -230,11 +230,13 @@ class HonestStore(RuleBasedStateMachine):
         seen=st.booleans(),
         limit=st.sampled_from([-1, 0, 3000]),
         alive=st.sampled_from([0, 0, 1]),
+        lapses=st.sampled_from([0, 9000]),
         call=st.sampled_from(["call-2", "call-3"]),
     )
-    def end_foreign(self, seen: bool, limit: int, alive: int, call: str) -> None:
+    def end_foreign(self, seen: bool, limit: int, alive: int, lapses: int, call: str) -> None:
         value = self._value(seen)
-        self.both.run("end_foreign", WINDOW_MS, GRACE_MS, "", value, limit, alive, "forced", "monitor", call)
+        told = (value, limit, alive, lapses, "forced", "monitor", call)
+        self.both.run("end_foreign", WINDOW_MS, GRACE_MS, "", *told)
 
     @rule(gone=st.lists(ids, max_size=2))
     def sweep(self, gone: list[str]) -> None:

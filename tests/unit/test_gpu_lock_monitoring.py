@@ -405,21 +405,29 @@ async def test_without_auto_recovery_it_only_reports(
 
 
 @pytest.mark.parametrize("between", ["gone", "expires"])
-async def test_a_foreign_value_that_was_seen_gone_or_with_an_expiry_stands_anew(
-    monitor: GpuLockMonitor, redis_cleanup: redis.Redis, between: str
+@pytest.mark.parametrize("looks", [0, 1])
+async def test_a_foreign_value_that_no_round_saw_for_some_intervals_stands_anew(
+    manager: GpuLockManager, redis_cleanup: redis.Redis, between: str, looks: int
 ) -> None:
+    def fresh() -> GpuLockMonitor:  # as a restart, or cron
+        return GpuLockMonitor(manager, timeout_levels=SHORT, monitor_interval=0.1)
+
     redis_cleanup.set("gpu_lock:7", "locked_by_asr")
-    await monitor.round()
+    await fresh().round()
     if between == "gone":
         redis_cleanup.delete("gpu_lock:7")
     else:
         redis_cleanup.set("gpu_lock:7", "locked_by_asr", px=60_000)
-    await monitor.round()
-    await asyncio.sleep(2 * SHORT["hard_timeout"])
+    await asyncio.sleep(0.6)
+    for _ in range(looks):
+        await fresh().round()
+    await asyncio.sleep(0.7)
     redis_cleanup.set("gpu_lock:7", "locked_by_asr")  # the next run of the same program
-    assert (await monitor.round()).repaired == ()
-    await asyncio.sleep(2 * SHORT["hard_timeout"])
-    assert [repair.action for repair in (await monitor.round()).repaired] == ["end_foreign"]
+    seen = await fresh().round()
+    assert (seen.repaired, seen.locks[0].foreign_for) == ((), None)
+    await asyncio.sleep(SHORT["hard_timeout"])
+    [repair] = (await fresh().round()).repaired
+    assert (repair.action, repair.detail.endswith("seen for 0 s")) == ("end_foreign", True)
 
 
 async def test_a_refused_repair_is_tried_again_so_often_and_so_late_as_the_settings_say(
