@@ -50,13 +50,13 @@ def index_key(namespace: str) -> str:
     return f"{{{namespace}}}:index"
 
 
-def speaker_key(namespace: str, audience: str = "") -> str:
+def speaker_key(namespace: str, audience: str) -> str:
     """Which of several monitors tells an audience."""
-    return f"{{{namespace}}}:{audience}{audience and ':'}monitor"
+    return f"{{{namespace}}}:{audience}:monitor"
 
 
 def told_key(namespace: str, audience: str = "") -> str:
-    """Until when an audience has been told everything, epoch seconds of the server."""
+    """Until when an audience has been told everything, or the one that knows most; epoch seconds of the server."""
     return f"{{{namespace}}}:{audience}{audience and ':'}told"
 
 

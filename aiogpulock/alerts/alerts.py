@@ -34,7 +34,7 @@ class Alerts:
         self._log = log
         self._lock = threading.Lock()
         self.audience = self._audience()
-        """Who is told, as a short text: the same for the same URLs, or the same kind of log."""
+        """Who is told, as a short text, the same for the same URLs; empty: a log alone, which is nobody else's."""
 
     def __call__(self, alert: Alert, *, spoken_until: float | None = None) -> None:
         """Something happened. `spoken_until` as for `conditions`."""
@@ -85,7 +85,7 @@ class Alerts:
 
     def _audience(self) -> str:
         if not self._channels:
-            return "" if self._log is log_alert else "hook"
+            return ""
         # Slow, since a URL may have a password that can be guessed: the result stands in Redis.
         urls = "\n".join(sorted(self._channels)).encode()
         return hashlib.pbkdf2_hmac("sha256", urls, b"aiogpulock", 200_000, dklen=4).hex()

@@ -48,7 +48,8 @@ class GpuLockMonitor:
     It frees what is dead: a holder that has not beaten for its whole lease or whose process has ended on this host,
     leftovers, dead waiters, and a foreign value that never expires once it has stood for ``hard_timeout``. A live
     heartbeat protects a job of any length, unless ``hard_timeout_action`` is ``release``. ``auto_recovery: false``
-    only reports. Several monitors may run at once: the scripts let one of them succeed, and one of them tells people.
+    only reports. Several monitors may run at once: the scripts let one of them succeed, and of those with the same
+    alert URLs one tells people.
 
     `manager`: whose server to watch; by default one of its own, made with `redis_url` and `config` as `GpuLockManager`
     does. `alerts` gets what people should know, of all processes; by default one with the settings of

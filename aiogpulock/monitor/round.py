@@ -39,7 +39,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
     """Why Redis could not be looked at to the end; then only the repairs are known."""
     speaks: bool = True
-    """Of several monitors, this one tells people."""
+    """Of the monitors with the same alert URLs, this one tells people; without URLs each does."""
     spoken_until: float = -math.inf
     """Another one has told all that there was until then, on this host's `clock.now`."""
     locks: tuple[LockSnapshot, ...] = ()

@@ -29,8 +29,9 @@ class Speaker:
     """The key that says who speaks lapses after `ROUNDS` rounds without it: then another monitor takes over.
 
     Beside it stands until when people have been told all: whoever takes over goes on from there. There is one for each
-    audience (`Alerts.audience`): who has nobody to tell must not silence who has. All monitors repair; whoever speaks
-    tells of it, also of what another did. Without Redis each tells that Redis is away.
+    audience (`Alerts.audience`); a new one, where the URLs have changed, goes on from where the one that knows most is.
+    A monitor without an audience always speaks: its log is nobody else's. All monitors repair; whoever speaks tells of
+    it, also of what another did. Without Redis each tells that Redis is away.
     """
 
     ROUNDS = 3
@@ -38,8 +39,10 @@ class Speaker:
     """Seconds without any monitor after which what happened is no news any more."""
 
     def __init__(self, namespace: str, audience: str) -> None:
-        self._key = speaker_key(namespace, audience)
-        self._told_key = told_key(namespace, audience)
+        self._key = speaker_key(namespace, audience) if audience else None
+        log, newest = told_key(namespace, "log"), told_key(namespace)
+        self._writes = (told_key(namespace, audience), newest) if audience else (log,)
+        self._reads = (self._writes[0], newest, log)
         self._name = secrets.token_hex(8).encode()
         self._speaks = False
         self._told_until = 0.0
@@ -51,10 +54,10 @@ class Speaker:
         """
         asked = clock.now()
         speaks = await self._claim(client, interval)
-        told = await client.execute("GET", self._told_key)
+        told = await self._told(client)
         seconds, micros = await client.execute("TIME")
         began = (int(seconds) * 1000 + int(micros) // 1000) / 1000
-        told_until = min(max(_seconds(told), self._told_until), began)
+        told_until = min(told, began)
         return Turn(speaks, began, told_until, asked - (began - told_until) if told_until else -math.inf)
 
     async def has_told(self, client: RedisClient, turn: Turn, interval: float) -> None:
@@ -64,18 +67,29 @@ class Speaker:
         self._told_until = turn.began
         keep = round(max(self.KEEP_TOLD, 2 * self.ROUNDS * interval))
         with suppress(GpuLockError):
-            await client.execute("SET", self._told_key, f"{turn.began:.3f}", "EX", keep)
+            for key in self._writes:
+                await client.execute("SET", key, f"{turn.began:.3f}", "EX", keep)
 
     async def resign(self, client: RedisClient) -> None:
         """Let another one speak at once. Never raises."""
-        if self._speaks:
+        if self._speaks and self._key:
             self._speaks = False
             with suppress(GpuLockError):
                 if await client.execute("GET", self._key) == self._name:
                     await client.execute("DEL", self._key)
 
+    async def _told(self, client: RedisClient) -> float:
+        if self._told_until and not self._key:
+            return self._told_until  # what others tell their logs is not in this one
+        for key in self._reads:
+            if seconds := _seconds(await client.execute("GET", key)):
+                return max(seconds, self._told_until)
+        return self._told_until
+
     async def _claim(self, client: RedisClient, interval: float) -> bool:
         """A server that refuses writes: all speak."""
+        if self._key is None:
+            return True
         ttl = max(1000, round(self.ROUNDS * interval * 1000))
         try:
             other = await client.execute("SET", self._key, self._name, "NX", "GET", "PX", ttl)

@@ -630,6 +630,13 @@ async def test_a_history_that_is_something_else_mutes_no_other_lock(
     assert (seen.error, [alert.lock_key for alert in seen.told]) == ("", ["gpu_lock:1"])
 
 
+def for_people(hear: Callable[[Alert], None], urls: str = "people", **settings: float) -> Alerts:
+    """Alerts of which those with the same `urls` tell the same people; they come to `hear`."""
+    alerts = Alerts(AlertSettings(**settings), log=hear)
+    alerts.audience = urls
+    return alerts
+
+
 async def test_of_several_monitors_one_speaks_and_another_takes_over(
     redis_url: str, redis_cleanup: redis.Redis
 ) -> None:
@@ -637,8 +644,7 @@ async def test_of_several_monitors_one_speaks_and_another_takes_over(
 
     def monitor(name: str) -> GpuLockMonitor:
         told: list[Round] = []
-        settings = AlertSettings(repeat_after=0)
-        alerts = Alerts(settings, log=lambda alert: heard.append(f"{name}: {alert.message.split(':')[0]}"))
+        alerts = for_people(lambda alert: heard.append(f"{name}: {alert.message.split(':')[0]}"), repeat_after=0)
         return GpuLockMonitor(
             redis_url=redis_url, alerts=alerts, auto_recovery=False, monitor_interval=0.2, on_round=told.append
         )
@@ -656,7 +662,7 @@ async def test_of_several_monitors_one_speaks_and_another_takes_over(
     redis_cleanup.delete("gpu_lock:7")
     assert (await silent.round()).speaks
     assert heard[1].endswith(": resolved")
-    redis_cleanup.set("{gpu_lock}:hook:monitor", "somebody who died", px=300)
+    redis_cleanup.set("{gpu_lock}:people:monitor", "somebody who died", px=300)
 
     async def speaks() -> bool:
         return (await silent.round()).speaks
@@ -664,7 +670,7 @@ async def test_of_several_monitors_one_speaks_and_another_takes_over(
     assert not await speaks()
     await eventually(speaks, description="the other one to take over")
     await silent.close()
-    assert not redis_cleanup.exists("{gpu_lock}:hook:monitor")
+    assert not redis_cleanup.exists("{gpu_lock}:people:monitor")
 
 
 async def test_a_monitor_with_nobody_to_tell_silences_none_that_has(
@@ -673,7 +679,9 @@ async def test_a_monitor_with_nobody_to_tell_silences_none_that_has(
     heard: list[str] = []
     silent = GpuLockMonitor(manager, timeout_levels=SHORT)
     heard_by_people = GpuLockMonitor(
-        manager, auto_recovery=False, alert_log=lambda alert: heard.append(f"{alert.type} {alert.lock_key}")
+        manager,
+        auto_recovery=False,
+        alerts=for_people(lambda alert: heard.append(f"{alert.type} {alert.lock_key}")),
     )
     await silent.round()
     await heard_by_people.round()
@@ -709,7 +717,10 @@ def note(client: redis.Redis, identity: str, gpu: str = "0") -> None:
 async def test_when_another_monitor_takes_over_no_alert_is_lost_and_none_told_twice(
     manager: GpuLockManager, redis_cleanup: redis.Redis
 ) -> None:
-    one, other = GpuLockMonitor(manager), GpuLockMonitor(manager)
+    def fresh() -> GpuLockMonitor:
+        return GpuLockMonitor(manager, alerts=for_people(lambda _: None))
+
+    one, other = fresh(), fresh()
 
     async def told(monitor: GpuLockMonitor) -> list[str]:
         return [alert.type for alert in (await monitor.round()).told]
@@ -720,7 +731,7 @@ async def test_when_another_monitor_takes_over_no_alert_is_lost_and_none_told_tw
     note(redis_cleanup, "2")
     note(redis_cleanup, "3", gpu="new")
     assert await told(other) == []
-    redis_cleanup.delete("{gpu_lock}:monitor")  # the one that spoke has died without a word
+    redis_cleanup.delete("{gpu_lock}:people:monitor")  # the one that spoke has died without a word
     assert await told(other) == ["kind_2", "kind_3"]
     assert await told(one) == []
     note(redis_cleanup, "4")
@@ -729,9 +740,46 @@ async def test_when_another_monitor_takes_over_no_alert_is_lost_and_none_told_tw
     assert await told(one) == ["kind_4"]
     await one.close()
     note(redis_cleanup, "5")
-    later = GpuLockMonitor(manager)  # after a pause without any monitor
+    later = fresh()  # after a pause without any monitor
     assert await told(later) == ["kind_5"]
     await later.close()
+
+
+async def test_other_urls_lose_no_alert(manager: GpuLockManager, redis_cleanup: redis.Redis) -> None:
+    """Those of the settings changed, as the monitor runs or between two runs."""
+    monitor = GpuLockMonitor(manager, alerts=for_people(lambda _: None))
+    log = GpuLockMonitor(manager)
+    await monitor.round()
+    note(redis_cleanup, "1")
+    await log.round()  # nobody reads it
+    later = GpuLockMonitor(manager, alerts=for_people(lambda _: None, "others"))
+    assert [alert.type for alert in (await later.round()).told] == ["kind_1"]
+    for one in (monitor, log, later):
+        await one.close()
+
+
+async def test_logs_and_hooks_hear_whatever_another_monitor_tells_its_own(
+    manager: GpuLockManager, redis_cleanup: redis.Redis
+) -> None:
+    heard: list[tuple[str, str]] = []
+    one, other = (
+        GpuLockMonitor(
+            manager,
+            auto_recovery=False,
+            alert_log=lambda alert, name=name: heard.append((name, alert.type)),  # type: ignore[misc]
+        )
+        for name in ("one", "other")
+    )
+    await one.round()
+    await other.round()
+    note(redis_cleanup, "1", gpu="1")
+    redis_cleanup.set("gpu_lock:7", "locked_by_x")
+    await one.round()
+    await other.round()
+    assert heard == [(name, kind) for name in ("one", "other") for kind in ("kind_1", "zombie_locks_detected")]
+    await other.close()
+    await one.close()
+    redis_cleanup.delete("gpu_lock:7")
 
 
 async def test_a_condition_that_began_after_the_last_words_of_a_dead_monitor_is_told(
@@ -742,7 +790,7 @@ async def test_a_condition_that_began_after_the_last_words_of_a_dead_monitor_is_
         GpuLockMonitor(
             manager,
             auto_recovery=False,
-            alert_log=lambda alert, name=name: heard.append(f"{name} {alert.lock_key}"),  # type: ignore[misc]
+            alerts=for_people(lambda alert, name=name: heard.append(f"{name} {alert.lock_key}")),  # type: ignore[misc]
         )
         for name in ("one", "other")
     )
@@ -753,7 +801,7 @@ async def test_a_condition_that_began_after_the_last_words_of_a_dead_monitor_is_
     redis_cleanup.set("gpu_lock:8", "locked_by_x")
     await other.round()
     assert heard == ["one gpu_lock:7"]
-    redis_cleanup.delete("{gpu_lock}:hook:monitor")
+    redis_cleanup.delete("{gpu_lock}:people:monitor")
     await other.round()
     assert heard == ["one gpu_lock:7", "other gpu_lock:8"]
     await other.close()
