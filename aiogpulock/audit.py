@@ -40,11 +40,11 @@ class AuditLog:
 
     @property
     def error(self) -> str:
-        """Why the last entry was not written; empty if it was."""
+        """Why not all entries are written; empty if they are."""
         return self._lines.error
 
     def check(self) -> str:
-        """Why no entry can be written now; empty if one can."""
+        """Why no entry can be written now; empty if one can, and those that could not be written before are."""
         self._lines.check()
         return self._lines.error
 

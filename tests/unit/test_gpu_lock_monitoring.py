@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -512,6 +513,32 @@ async def test_an_audit_log_that_cannot_be_written_is_reported_once_and_hinders_
         ("aiogpulock.incidents", logging.WARNING),
         ("aiogpulock.incidents", logging.WARNING),  # it has ended
     ]
+
+
+async def test_what_a_full_disk_did_not_take_of_the_audit_is_told_and_written_later(
+    redis_url: str, redis_cleanup: redis.Redis, audit: Path
+) -> None:
+    audit.parent.mkdir()
+    audit.symlink_to("/dev/full")
+    async with GpuLockManager(redis_url, restart_grace=0) as manager:
+        monitor = GpuLockMonitor(manager, audit_log=str(audit))
+        assert (await monitor.round()).audit_error == ""  # there was nothing to write
+        RawLock(redis_cleanup).hold("stale", lease=1)
+        redis_cleanup.zadd("{gpu_lock}:index", {"0": 1})
+        redis_cleanup.expire("{gpu_lock}:index", 60)
+        await asyncio.sleep(0.005)
+        for _ in range(2):
+            assert "No space left" in (await monitor.round()).audit_error
+        audit.unlink()
+        assert (await monitor.round()).audit_error == ""
+    assert [(entry["action"], entry["lock_key"]) for entry in entries(audit)] == [("reap", "gpu_lock:0")]
+
+
+async def test_a_pipe_that_nobody_reads_stops_no_round(redis_url: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    async with GpuLockManager(redis_url) as manager:
+        monitor = GpuLockMonitor(manager, audit_log=str(tmp_path / "pipe"))
+        assert "gpu_lock_monitor.audit_log" in (await monitor.round()).audit_error
 
 
 async def test_an_operators_forced_release_is_audited_too(redis_url: str, audit: Path, redis_cleanup: redis.Redis,
