@@ -245,6 +245,7 @@ class GpuLockMonitor:
                     deeds.repaired.append(repair)
                     if tell:
                         self._tell(self._alerts, cleaned(repair))  # now: the round may hang, or be cancelled
+                        self._elsewhere.has_told(repair)
                 self._retries.succeeded(repair)
             except GpuLockError as error:
                 failures = self._retries.failed(repair)

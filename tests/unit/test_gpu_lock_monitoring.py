@@ -809,6 +809,77 @@ async def test_logs_and_hooks_hear_whatever_another_monitor_tells_its_own(
     redis_cleanup.delete("gpu_lock:7")
 
 
+async def test_a_repair_that_nobody_told_is_told_by_whoever_takes_over(
+    redis_url: str, redis_cleanup: redis.Redis
+) -> None:
+    """Also its own, and that of a monitor with the same name: of the same program, or also process 1 of this host."""
+    heard: list[str] = []
+    manager = GpuLockManager(redis_url, restart_grace=0)
+    redis_cleanup.flushall()  # no history
+
+    def fresh(name: str) -> GpuLockMonitor:
+        alerts = for_people(lambda alert: heard.append(f"{name}: {alert.type} {alert.lock_key}"))
+        return GpuLockMonitor(manager, alerts=alerts)
+
+    def leave_the_dead(gpu: str) -> None:
+        RawLock(redis_cleanup, gpu).hold("stale", lease=1)
+        redis_cleanup.zadd("{gpu_lock}:index", {gpu: 1})
+        redis_cleanup.expire("{gpu_lock}:index", 60)
+        time.sleep(0.005)
+
+    one, other = fresh("one"), fresh("other")
+    await one.round()
+    await other.round()
+    leave_the_dead("0")
+    assert [repair.action for repair in (await other.round()).repaired] == ["reap"]
+    assert heard == []
+    redis_cleanup.delete("{gpu_lock}:people:monitor")  # the one that spoke has died without a word
+    await asyncio.sleep(0.005)
+    await other.round()
+    assert heard == ["other: zombie_lock_cleaned gpu_lock:0"]
+    leave_the_dead("1")
+    for _ in range(2):
+        await other.round()
+        await asyncio.sleep(0.005)
+    assert heard[1:] == ["other: zombie_lock_cleaned gpu_lock:1"]
+    leave_the_dead("2")
+    await one.round()
+    await other.round()
+    assert heard[2:] == ["other: zombie_lock_cleaned gpu_lock:2"]
+    await other.close()
+    await one.close()
+    await manager.close()
+
+
+async def test_each_repair_of_another_monitor_is_told(manager: GpuLockManager, redis_cleanup: redis.Redis) -> None:
+    silent = GpuLockMonitor(manager, alerts=for_people(lambda _: None), timeout_levels=SHORT)
+    silent._repairer.actor = "monitor another-host:7"
+    redis_cleanup.flushall()  # no history
+    heard: list[str] = []
+    speaks = GpuLockMonitor(manager, alerts=for_people(lambda alert: heard.append(alert.message)), auto_recovery=False)
+    await speaks.round()
+    for number in range(2):
+        redis_cleanup.set("gpu_lock:0", f"locked_by_{number}")
+        for _ in range(2):
+            await silent.round()
+            await asyncio.sleep(SHORT["hard_timeout"])
+    lock = RawLock(redis_cleanup)
+    for holder in ("a", "b"):
+        token = lock.hold(holder)
+        lock.acquire("dead", mode="poll", expires=1)
+        await asyncio.sleep(0.005)
+        await silent.round()
+        lock.release(holder, token)
+    redis_cleanup.zadd("{gpu_lock}:index", {"0": 1})
+    redis_cleanup.expire("{gpu_lock}:index", 60)
+    await asyncio.sleep(0.005)
+    await speaks.round()
+    told = [message.split(",")[0] for message in heard]
+    assert told == ["gpu_lock:0: forced"] * 2 + ["gpu_lock:0: swept"] * 2
+    await speaks.close()
+    await silent.close()
+
+
 async def test_a_condition_that_began_after_the_last_words_of_a_dead_monitor_is_told(
     manager: GpuLockManager, redis_cleanup: redis.Redis
 ) -> None:
