@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from aiogpulock.config import AlertSettings, MonitorSettings
-from aiogpulock.models import Alert, AlertLevel, LockSnapshot
+from aiogpulock.models import Alert, LockSnapshot
 from aiogpulock.monitor.plan import Repair, level
 from aiogpulock.monitor.round import FailedRepair, Round
 from aiogpulock.rates import ExceptionRates
-from aiogpulock.zombies import Zombie, ZombieKind
+from aiogpulock.zombies import Zombie
 
-SEEN_HERE: tuple[ZombieKind, ...] = ("process_gone",)
-"""Zombies that only the host of their process can tell."""
 HIGH_EMERGENCY_RELEASE_RATE = 0.05
 HIGH_TIMEOUT_RATE = 0.1
 
@@ -26,19 +24,19 @@ def cleaned(repair: Repair) -> Alert:
 def events(seen: Round, settings: MonitorSettings) -> Iterator[Alert]:
     """What happened: each is told once, and again after `repeat_after` only if it happens again."""
     yield from seen.told
-    for failure in seen.failed:
-        if failure.given_up:
-            yield _given_up(failure)
+    yield from (_given_up(failure) for failure in seen.failed if failure.given_up and not _is_here(failure.repair))
     for lock in seen.locks:
         yield from _held_long(lock, settings)
 
 
+def own_events(seen: Round) -> Iterator[Alert]:
+    """What happened, and this host alone can know."""
+    yield from (_given_up(failure) for failure in seen.failed if failure.given_up and _is_here(failure.repair))
+
+
 def conditions(seen: Round, monitor: MonitorSettings, alerts: AlertSettings) -> Iterator[Alert]:
-    """What is the case now. Without a look at Redis only that is known, and nothing of the rest."""
-    if seen.error:
-        yield Alert("redis_disconnected", "critical", "", seen.error)
-        return
-    yield from (_zombie(zombie) for zombie in _left(seen) if zombie.kind not in SEEN_HERE)
+    """What is the case now; nothing without a look at Redis."""
+    yield from (_zombie(zombie) for zombie in _left(seen) if not _is_here(zombie))
     for lock in seen.locks:
         yield from _silent(lock, monitor.heartbeat.timeout)
         if lock.quarantine:
@@ -51,10 +49,19 @@ def conditions(seen: Round, monitor: MonitorSettings, alerts: AlertSettings) -> 
 
 def own_conditions(seen: Round) -> Iterator[Alert]:
     """What this host alone can see is the case."""
-    yield from (_zombie(zombie) for zombie in _left(seen) if zombie.kind in SEEN_HERE)
+    if seen.error:
+        yield Alert("redis_disconnected", "critical", "", seen.error)
+    yield from (_zombie(zombie) for zombie in _left(seen) if _is_here(zombie))
     if seen.audit_error:
         yield Alert("audit_log_unwritable", "warning", "", seen.audit_error)
     yield from seen.idle
+
+
+def _is_here(dead: Zombie | Repair) -> bool:
+    """Only the host of a process can tell that it has ended."""
+    if isinstance(dead, Zombie):
+        return dead.kind == "process_gone" or bool(dead.waiters)
+    return dead.cause == "process_gone" or bool(dead.gone)
 
 
 def _given_up(failure: FailedRepair) -> Alert:
@@ -79,9 +86,11 @@ def _left(seen: Round) -> list[Zombie]:
 
 
 def _zombie(zombie: Zombie) -> Alert:
-    severity: AlertLevel = "warning" if zombie.kind == "dead_waiters" else "critical"
     text = f"{zombie.key}: {zombie.detail}"
-    return Alert("zombie_locks_detected", severity, zombie.key, text, zombie.value or "", zombie.holder or "")
+    if zombie.kind == "dead_waiters":  # whoever holds the lock is another thing, which must not be muted by this one
+        return Alert("zombie_locks_detected", "warning", zombie.key, text, zombie.kind)
+    whose = zombie.value or zombie.kind
+    return Alert("zombie_locks_detected", "critical", zombie.key, text, whose, zombie.holder or "")
 
 
 def _silent(lock: LockSnapshot, limit: float) -> Iterator[Alert]:

@@ -22,7 +22,7 @@ from aiogpulock.gpu.nvml import shared
 from aiogpulock.incidents import AlertHook, log_alert
 from aiogpulock.manager import GpuLockManager
 from aiogpulock.models import Alert, LockSnapshot
-from aiogpulock.monitor.conditions import cleaned, conditions, events, own_conditions
+from aiogpulock.monitor.conditions import cleaned, conditions, events, own_conditions, own_events
 from aiogpulock.monitor.elsewhere import Elsewhere
 from aiogpulock.monitor.idle import IdleWatch
 from aiogpulock.monitor.plan import Repair, plan
@@ -264,6 +264,8 @@ class GpuLockMonitor:
         spoken_until = None if seen.speaks else seen.spoken_until
         for alert in events(seen, self._settings):
             self._alerts(alert, spoken_until=spoken_until)
+        for alert in own_events(seen):
+            self._alerts(alert)
         active = conditions(seen, self._settings, self._alerts.settings)
         own = own_conditions(seen)
         self._alerts.conditions(active, own=own, complete=not seen.error, spoken_until=spoken_until)

@@ -10,9 +10,12 @@ import pytest
 from aiogpulock.alerts.ledger import MOST_PER_WINDOW, RATE_WINDOW, Ledger
 from aiogpulock.config import AlertSettings, MonitorSettings
 from aiogpulock.models import Alert, LockSnapshot
-from aiogpulock.monitor import Round
-from aiogpulock.monitor.conditions import conditions, events
+from aiogpulock.monitor import Repair, Round
+from aiogpulock.monitor.conditions import conditions, events, own_conditions, own_events
+from aiogpulock.monitor.plan import Cause
+from aiogpulock.monitor.round import FailedRepair
 from aiogpulock.rates import RateWindow, Totals
+from aiogpulock.zombies import Zombie, ZombieKind
 
 MONITOR, ALERTS = MonitorSettings(), AlertSettings()
 
@@ -72,7 +75,49 @@ def test_a_bad_past_is_no_alert_when_the_monitor_starts() -> None:
 
 
 def test_without_redis_only_that_is_known() -> None:
-    assert types(Round(at=0, error="connection refused")) == [("redis_disconnected", "critical")]
+    [alert] = [
+        *conditions(Round(at=0, error="no route"), MONITOR, ALERTS),
+        *own_conditions(Round(at=0, error="no route")),
+    ]
+    assert (alert.type, alert.level) == ("redis_disconnected", "critical")
+
+
+def zombie(kind: ZombieKind, *waiters: str) -> Zombie:
+    return Zombie(
+        key="gpu_lock:0", value="locked_by_asr:h", ttl=9.0, kind=kind, holder="asr", detail="dead", waiters=waiters
+    )
+
+
+def test_a_dead_waiter_mutes_no_dead_holder(ledger: Ledger) -> None:
+    seen = Round(at=0, zombies=(zombie("heartbeat_stale"), zombie("dead_waiters")))
+    told = ledger.conditions(conditions(seen, MONITOR, ALERTS))
+    assert [(notice.alert.type, notice.alert.level) for notice in told] == [
+        ("zombie_locks_detected", "critical"),
+        ("zombie_locks_detected", "warning"),
+    ]
+
+
+def test_what_only_the_host_of_a_process_can_know_is_its_own() -> None:
+    def given_up(cause: Cause, *gone: str) -> FailedRepair:
+        repair = Repair(
+            gpu_id="0", key="gpu_lock:0", action="reap", cause=cause, value=None, holder=None, reason="process_gone",
+            detail="", gone=gone,
+        )  # fmt: skip
+        return FailedRepair(repair, "refused", 9, True)
+
+    here = Round(
+        at=0,
+        zombies=(zombie("process_gone"), zombie("dead_waiters", "w")),
+        failed=(given_up("process_gone"), given_up("dead_waiters", "w")),
+    )
+    everywhere = Round(
+        at=0,
+        zombies=(zombie("heartbeat_stale"), zombie("dead_waiters")),
+        failed=(given_up("heartbeat_stale"), given_up("dead_waiters")),
+    )
+    for seen, common, own in ((here, 0, 2), (everywhere, 2, 0)):
+        assert (len(types(seen)), len([*own_conditions(seen)])) == (common, own)
+        assert (len([*events(seen, MONITOR)]), len([*own_events(seen)])) == (common, own)
 
 
 @pytest.mark.parametrize(

@@ -851,6 +851,22 @@ async def test_a_repair_that_nobody_told_is_told_by_whoever_takes_over(
     await manager.close()
 
 
+async def test_a_way_to_redis_that_only_one_host_lost_has_its_end_told_there(own_server: RealServer) -> None:
+    heard: list[str] = []
+    async with GpuLockManager(own_server.url, redis={"connect_timeout": 0.5}) as manager:
+        speaks = GpuLockMonitor(manager, alerts=for_people(lambda _: None))
+        silent = GpuLockMonitor(manager, alerts=for_people(lambda alert: heard.append(alert.message)))
+        await speaks.round()
+        await silent.round()
+        own_server.pause()
+        assert (await silent.round()).error
+        own_server.resume()
+        assert not (await silent.round()).speaks
+        assert (len(heard), heard[-1].startswith("resolved: ")) == (2, True)
+        await silent.close()
+        await speaks.close()
+
+
 async def test_each_repair_of_another_monitor_is_told(manager: GpuLockManager, redis_cleanup: redis.Redis) -> None:
     silent = GpuLockMonitor(manager, alerts=for_people(lambda _: None), timeout_levels=SHORT)
     silent._repairer.actor = "monitor another-host:7"
