@@ -157,7 +157,7 @@ def test_the_least_privileges_suffice_for_everything(own_server: RealServer, lon
     workers[1].tell("force", gpu=0)
     workers[1].expect("forced")
     workers[1].expect("failed", name="c", reason="forced")
-    assert [entry["object"] for entry in lock.client.acl_log()] == []
+    assert {entry["object"] for entry in lock.client.acl_log()} <= {"scan"}  # status shows what is in the index
     assert "cannot be checked" not in workers[1].errors
 
 
