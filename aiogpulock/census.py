@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from aiogpulock import clock
-from aiogpulock.errors import AuthenticationError, InvalidGpuError
+from aiogpulock.errors import AuthenticationError, InvalidGpuError, ProtocolError
 from aiogpulock.keys import LockKeys, check_gpu_id, index_key, lock_keys
 from aiogpulock.redis_client import RedisClient
 
@@ -33,6 +33,8 @@ class Census:
         self._scanning = asyncio.Lock()
         """Two scans on one cursor would each take pages from the other, and both would call their part the whole."""
         self.scan_refused = ""
+        self.index_error = ""
+        """Why the index cannot be read, if so: then only SCAN finds locks."""
 
     async def locks(self, pages: int, seconds: float) -> tuple[list[LockKeys], bool]:
         """All that is known after more calls of SCAN, and whether those reached the end.
@@ -40,12 +42,22 @@ class Census:
         At most `pages` of them, and none begins after `seconds`: on a slow line each takes as long as its way there.
         Raises `RedisUnavailableError`, `AuthenticationError`.
         """
-        indexed = await self._client.execute("ZRANGE", index_key(self._namespace), 0, -1)
+        indexed = await self._indexed()
         before = self._strays  # what is gone is looked at once more: that it is gone is news as well
         async with self._scanning:
             complete = await self._scan(pages, seconds)
         ids = before | self._strays | {gpu_id.decode("utf-8", "replace") for gpu_id in indexed}
         return [lock_keys(gpu_id, self._namespace) for gpu_id in sorted(filter(_is_lock_id, ids))], complete
+
+    async def _indexed(self) -> list[bytes]:
+        key = index_key(self._namespace)
+        try:
+            indexed: list[bytes] = await self._client.execute("ZRANGE", key, 0, -1)
+        except ProtocolError as error:
+            self.index_error = f"{key} holds what is none of ours: move or delete it ({error})"
+            return []
+        self.index_error = ""
+        return indexed
 
     async def _scan(self, pages: int, seconds: float) -> bool:
         prefix, began = f"{self._namespace}:", clock.now()

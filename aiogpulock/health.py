@@ -21,8 +21,9 @@ from aiogpulock.zombies import Zombie, find_zombies
 
 CLOCK_TOLERANCE = 2.0
 """Seconds by which the server's clock may differ from this host's before it is worth a word."""
-SCAN_PAGES, SCAN_SECONDS = 100, 1.0
-"""Of `census.PAGE` keys each: a larger keyspace, or one behind a slow line, is looked through over several checks."""
+SCAN_PAGES, SCAN_SECONDS, SCAN_SHARE = 100, 1.0, 1 / 3
+"""Of `census.PAGE` keys each, and of the time there is: a larger keyspace, or one behind a slow line, is looked through
+over several checks."""
 
 
 class LongHeldLock(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,9 +86,9 @@ class Health:
         self._census = Census(client, namespace)
         self._window = RateWindow(window)
 
-    async def look(self, settings: Settings) -> Survey:
-        """Raises `RedisUnavailableError`, `AuthenticationError`."""
-        keys, complete = await self._census.locks(SCAN_PAGES, SCAN_SECONDS)
+    async def look(self, settings: Settings, limit: float) -> Survey:
+        """`limit`: the seconds that the caller waits. Raises `RedisUnavailableError`, `AuthenticationError`."""
+        keys, complete = await self._census.locks(SCAN_PAGES, min(SCAN_SECONDS, SCAN_SHARE * limit))
         found = await self._scripts.snapshots(keys)
         locks = [lock for lock in found if isinstance(lock, LockSnapshot)]
         info, server_ahead = await self._server()
@@ -97,6 +98,8 @@ class Health:
             *clock_findings(server_ahead, self._client.where),
             *(Finding("quarantine", "warning", f"{lock.key}: {lock.quarantine}") for lock in locks if lock.quarantine),
         ]
+        if self._census.index_error:
+            findings.append(Finding("index", "critical", self._census.index_error))
         if self._census.scan_refused:
             findings.append(Finding("scan", "info", self._census.scan_refused))
         counters = {lock.key: Totals.of(lock) for lock in locks}

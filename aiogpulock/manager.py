@@ -169,7 +169,7 @@ class GpuLockManager:
         try:
             async with asyncio.timeout(limit := self.connect_timeout if timeout is None else timeout):
                 parts = await self.started()
-                return await parts.overview.survey(self.settings)
+                return await parts.overview.survey(self.settings, limit)
         except TimeoutError:
             return unreachable(self.server, f"Redis did not answer within {limit:g} s")
         except ManagerClosedError:

@@ -46,11 +46,11 @@ class Overview:
         self._namespace = namespace
         self._health: Health | None = None
 
-    async def survey(self, settings: Settings) -> Survey:
-        """Raises `RedisUnavailableError`, `AuthenticationError`."""
+    async def survey(self, settings: Settings, limit: float) -> Survey:
+        """`limit`: the seconds that the caller waits. Raises `RedisUnavailableError`, `AuthenticationError`."""
         if self._health is None:
             self._health = Health(self.client, self.scripts, self._namespace, settings.gpu_lock_alerts.window)
-        return await self._health.look(settings)
+        return await self._health.look(settings, limit)
 
     async def close(self) -> None:
         await self.client.close()

@@ -21,7 +21,9 @@ OLDEST = (7, 0)
 class Finding(msgspec.Struct, frozen=True):
     """Something about the server or its locks that an operator should know."""
 
-    check: Literal["server", "eviction", "cluster", "replication", "persistence", "clock", "scan", "lock", "quarantine"]
+    check: Literal[
+        "server", "eviction", "cluster", "replication", "persistence", "clock", "scan", "index", "lock", "quarantine"
+    ]
     level: Literal["info", "warning", "critical"]
     message: str
 

@@ -92,7 +92,7 @@ class Channel:
         """Deliver now, on this thread; one attempt, in the time that Apprise allows it: some 8 s per request."""
         with self._veil:
             try:
-                title = notice.subject if self._by_title else notice.title
+                title = notice.incident if self._by_title else notice.title
                 result = self._target.notify(
                     title=title, body=notice.body, notify_type=_kind(notice), body_format="text"
                 )

@@ -16,6 +16,9 @@ _MARKUP = {"<": "\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}", ">": "\N{SINGLE
 _MENTION = re.compile(r"@(?=\w)")
 
 
+MOST_OF_A_HOLDER = 32
+
+
 class Notice(msgspec.Struct, frozen=True, kw_only=True):
     """One message about an alert."""
 
@@ -32,8 +35,12 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def subject(self) -> str:
-        """The same from the first notice of an alert to its end."""
         return _harmless(" ".join(filter(None, (self.alert.type, self.alert.lock_key))))
+
+    @property
+    def incident(self) -> str:
+        """The same from the first notice of an alert to its end, and another one for another holder."""
+        return " ".join(filter(None, (self.subject, _harmless(self.alert.holder[-MOST_OF_A_HOLDER:]))))
 
     @property
     def title(self) -> str:

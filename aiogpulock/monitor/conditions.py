@@ -41,8 +41,8 @@ def conditions(seen: Round, monitor: MonitorSettings, alerts: AlertSettings) -> 
         yield from _silent(lock, monitor.heartbeat.timeout)
         if lock.quarantine:
             yield Alert("gpu_quarantined", "warning", lock.key, f"{lock.key}: {lock.quarantine}")
-    for text in seen.unreadable:
-        yield Alert("lock_unreadable", "warning", "", text, text)
+    for key, text in seen.unreadable.items():
+        yield Alert("lock_unreadable", "warning", key, text)
     if seen.rates is not None:
         yield from _rates(seen.rates, alerts.min_samples)
 

@@ -20,6 +20,7 @@ from aiogpulock.config import MonitorSettings, override_monitor
 from aiogpulock.errors import ConfigError, GpuLockError, ManagerClosedError, ProtocolError
 from aiogpulock.gpu.nvml import shared
 from aiogpulock.incidents import AlertHook, log_alert
+from aiogpulock.keys import index_key
 from aiogpulock.manager import GpuLockManager
 from aiogpulock.models import Alert, LockSnapshot
 from aiogpulock.monitor.conditions import cleaned, conditions, events, own_conditions, own_events
@@ -207,6 +208,11 @@ class GpuLockMonitor:
         keys, complete = await self._census.locks(SCAN_PAGES, SCAN_SECONDS)
         found = await parts.overview.scripts.snapshots(keys)
         locks = [lock for lock in found if isinstance(lock, LockSnapshot)]
+        unreadable = {
+            at.lock: str(error) for at, error in zip(keys, found, strict=True) if isinstance(error, ProtocolError)
+        }
+        if self._census.index_error:
+            unreadable[index_key(namespace)] = self._census.index_error
         zombies = [find_zombies(lock) for lock in locks]
         repairs = [repair for lock, dead in zip(locks, zombies, strict=True) for repair in self.decide(lock, dead)]
         await self._repair(repairs, deeds, tell=turn.speaks)
@@ -216,7 +222,7 @@ class GpuLockMonitor:
             speaks=turn.speaks,
             spoken_until=turn.spoken_until,
             locks=tuple(locks),
-            unreadable=tuple(str(error) for error in found if isinstance(error, ProtocolError)),
+            unreadable=unreadable,
             zombies=tuple(chain.from_iterable(zombies)),
             repaired=tuple(deeds.repaired),
             failed=tuple(deeds.failed),

@@ -43,8 +43,8 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     spoken_until: float = -math.inf
     """Another one has told all that there was until then, on this host's `clock.now`."""
     locks: tuple[LockSnapshot, ...] = ()
-    unreadable: tuple[str, ...] = ()
-    """Locks that are in a state that no program of ours leaves, each with the reason."""
+    unreadable: dict[str, str] = {}
+    """Why, by key: locks in a state that no program of ours leaves, or their index."""
     zombies: tuple[Zombie, ...] = ()
     repaired: tuple[Repair, ...] = ()
     """What this monitor did; another one may have done the rest."""

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from aiogpulock import clock
-from aiogpulock.errors import GpuLockError
+from aiogpulock.errors import GpuLockError, ProtocolError
 from aiogpulock.keys import speaker_key, told_key
 from aiogpulock.redis_client import RedisClient
 
@@ -82,8 +82,9 @@ class Speaker:
         if self._told_until and not self._key:
             return self._told_until  # what others tell their logs is not in this one
         for key in self._reads:
-            if seconds := _seconds(await client.execute("GET", key)):
-                return max(seconds, self._told_until)
+            with suppress(ProtocolError):  # something else has the key
+                if seconds := _seconds(await client.execute("GET", key)):
+                    return max(seconds, self._told_until)
         return self._told_until
 
     async def _claim(self, client: RedisClient, interval: float) -> bool:

@@ -237,6 +237,16 @@ def test_an_incident_at_pagerduty_ends_with_its_alert(monkeypatch: pytest.Monkey
         assert len({message["dedup_key"] for message in sent}) == 1
 
 
+def test_two_things_of_one_lock_are_two_incidents() -> None:
+    def incident(holder: str) -> str:
+        return Notice(
+            alert=Alert("zombie_locks_detected", "critical", "gpu_lock:0", "", holder), kind="raised", at=0
+        ).incident
+
+    assert incident("locked_by_<x>") == "zombie_locks_detected gpu_lock:0 locked_by_\u2039x\u203a"
+    assert len({incident(""), incident("dead_waiters"), incident("locked_by_asr:h1"), incident("x" * 2000)}) == 4
+
+
 def notice(number: int = 0) -> Notice:
     return Notice(alert=Alert("loop_stalled", "warning", f"gpu_lock:{number}", "blocked"), kind="raised", at=0)
 

@@ -74,6 +74,14 @@ def test_a_bad_past_is_no_alert_when_the_monitor_starts() -> None:
     assert ("high_timeout_rate", "warning") in told
 
 
+def test_each_unreadable_lock_is_an_alert_of_its_own() -> None:
+    told = conditions(Round(at=0, unreadable={"gpu_lock:1": "odd", "gpu_lock:2": "odd"}), MONITOR, ALERTS)
+    assert [(alert.type, alert.lock_key) for alert in told] == [
+        ("lock_unreadable", "gpu_lock:1"),
+        ("lock_unreadable", "gpu_lock:2"),
+    ]
+
+
 def test_without_redis_only_that_is_known() -> None:
     [alert] = [
         *conditions(Round(at=0, error="no route"), MONITOR, ALERTS),

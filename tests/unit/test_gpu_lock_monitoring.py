@@ -485,10 +485,28 @@ async def test_odd_keys_are_reported_and_end_no_round(redis_url: str, redis_clea
         seen = await GpuLockMonitor(manager).round()
     redis_cleanup.flushall()
 
-    assert len(seen.unreadable) == 1
-    assert "gpu_lock:1" in seen.unreadable[0]
+    assert [*seen.unreadable] == ["gpu_lock:1"]
+    assert "gpu_lock:1" in seen.unreadable["gpu_lock:1"]
     assert [zombie.key for zombie in seen.zombies] == ["gpu_lock:3", "gpu_lock:4", "gpu_lock:5"]
     assert [repair.key for repair in seen.repaired] == ["gpu_lock:4", "gpu_lock:5"]
+
+
+async def test_keys_of_the_namespace_that_are_something_else_end_no_round(
+    redis_url: str, redis_cleanup: redis.Redis
+) -> None:
+    redis_cleanup.flushall()
+    for key in ("{gpu_lock}:index", "{gpu_lock}:told", "{gpu_lock}:people:told", "{gpu_lock}:people:monitor"):
+        redis_cleanup.rpush(key, "a list")
+    redis_cleanup.set("gpu_lock:7", "locked_by_x")
+    async with GpuLockManager(redis_url) as manager:
+        monitor = GpuLockMonitor(manager, alerts=for_people(lambda _: None))
+        seen = await monitor.round()
+        report = await manager.health_check()
+        await monitor.close()
+    redis_cleanup.flushall()
+    assert (seen.error, seen.speaks, [*seen.unreadable]) == ("", True, ["{gpu_lock}:index"])
+    assert [zombie.key for zombie in seen.zombies] == ["gpu_lock:7"]
+    assert (report.redis_connected, "index" in {finding.check for finding in report.findings}) == (True, True)
 
 
 async def test_an_audit_log_that_cannot_be_written_is_reported_once_and_hinders_no_repair(

@@ -13,6 +13,7 @@ from aiogpulock import GpuLockManager, ManagerClosedError
 from aiogpulock.health import CLOCK_TOLERANCE, clock_findings
 from aiogpulock.rates import ExceptionRates, RateWindow, Totals
 from tests.acl import LEAST_PRIVILEGES
+from tests.faults.proxy import Proxy
 from tests.servers import RealServer
 from tests.unit.support import held_elsewhere, waiters
 
@@ -180,6 +181,19 @@ async def test_over_a_slow_line_each_check_looks_through_a_part(
 
     assert not reports[0].scan_complete
     assert reports[-1].zombie_count == 1
+
+
+async def test_a_slow_line_and_a_short_time_are_no_reason_to_call_redis_away(own_server: RealServer) -> None:
+    """Each command takes 20 ms, all keys 2 s, and the check may take 0.6 s."""
+    with own_server.client() as client:
+        client.mset({f"other:{number}": "x" for number in range(100_000)})
+    line = Proxy(own_server.port)
+    line.delay(0.01)
+    async with GpuLockManager(line.url) as manager:
+        await manager.look()
+        reports = [await manager.health_check(timeout=0.6) for _ in range(2)]
+    line.close()
+    assert [(report.redis_connected, report.scan_complete) for report in reports] == [(True, False)] * 2
 
 
 async def test_the_commands_of_a_check_grow_with_the_locks_and_not_faster(
