@@ -99,7 +99,8 @@ class Caretaker:
         self.begin(hold, settings)
         care = self._cares.get(hold.id)
         if care is not None:
-            await care.before.seen(twice=settings.policy in STRICT)
+            strict, alone = settings.policy in STRICT, care.before.held_at >= hold.acquired_at
+            await care.before.seen(twice=strict, patience=settings.settle_time if strict and alone else 0.0)
             if care.before.asked_at >= hold.acquired_at:
                 care.before.held_at = clock.now()
 

@@ -21,6 +21,7 @@ from aiogpulock.foreign import Family
 from aiogpulock.gpu.nvml import Asked
 from aiogpulock.gpu.records import MemoryReading, NvmlError, ProcessMemory
 from aiogpulock.gpu.samples import IDLE_BYTES, Baseline, MemorySample, Terms, nothing_drains, sample_of, with_own
+from aiogpulock.gpu.verify import Pauses
 from aiogpulock.lease import Hold
 
 SECOND_LOOK = 0.250
@@ -59,7 +60,7 @@ class Before:
         self.root: Before | None = None
         """Before the first hold of those that have no verdict: others are compared with that time."""
         self._nvml = nvml
-        self._first = nvml.ask(uuid, processes=family.pids is not None)
+        self._first = self._ask()
         self._second: Asked[MemoryReading] | None = None
         if family.pids is None:
             asyncio.get_running_loop().call_later(SECOND_LOOK, self._look_again)
@@ -95,15 +96,32 @@ class Before:
         first = self._first.answer
         return None if first is None else self._own(first, self._sample(first), tolerance)
 
-    async def seen(self, *, twice: bool) -> None:
-        """Wait for the look; `twice`: where only the whole device is seen, also for the one that finds what drains."""
+    def _ask(self) -> Asked[MemoryReading]:
+        return self._nvml.ask(self.uuid, processes=self.family.pids is not None)
+
+    async def seen(self, *, twice: bool, patience: float = 0.0) -> None:
+        """Wait for the look; `twice`: where only the whole device is seen, also for the one that finds what drains.
+
+        `patience`: seconds for which a driver that fails is asked again; the body must not have begun.
+        """
         with suppress(NvmlError):
-            first = await self._first
+            first = await self._answered(clock.now() + patience)
             if twice and self.family.pids is None and first.used > IDLE_BYTES:
                 await asyncio.sleep(max(0.0, self.asked_at + SECOND_LOOK - clock.now()))
                 self._look_again()
                 if self._second is not None:
                     await self._second
+
+    async def _answered(self, until: float) -> MemoryReading:
+        pauses = Pauses()
+        while True:
+            try:
+                return await self._first
+            except NvmlError as error:
+                if error.lasts or clock.now() >= until:
+                    raise
+            await pauses.next()
+            self.asked_at, self._first = clock.now(), self._ask()
 
     def _look_again(self) -> None:
         first = self._first.answer

@@ -165,6 +165,25 @@ async def test_a_driver_that_fails_for_a_while_is_asked_again_and_the_leak_quara
     assert "left 9216 MiB" in ((await snapshot(gpu_manager)).quarantine or "")
 
 
+@pytest.mark.parametrize("held_before", [False, True])
+async def test_a_first_look_that_fails_is_taken_again_before_the_body_begins(
+    gpu_manager: GpuLockManager, sim: Simulation, held_before: bool
+) -> None:
+    if held_before:
+        async with gpu_manager.lock(0):
+            pass
+        await asyncio.sleep(0.1)
+    sim.call("by_uuid").error = 999
+    asyncio.get_running_loop().call_later(0.1, setattr, sim.call("by_uuid"), "error", 0)
+    with pytest.raises(MemoryNotFreedError):
+        async with gpu_manager.lock(0, gpu_memory=memory("raise", 1)):
+            sim.use(0, 9 * GiB)
+    async with gpu_manager.lock(0, gpu_memory=memory("raise")) as clean:
+        pass
+    assert clean.memory_report is not None
+    assert clean.memory_report.status == "freed"
+
+
 async def test_memory_that_comes_back_while_the_driver_fails_is_found_back(
     gpu_manager: GpuLockManager, sim: Simulation
 ) -> None:
