@@ -20,7 +20,7 @@ class FailedRepair(msgspec.Struct, frozen=True):
     error: str
     failures: int
     given_up: bool
-    """There is no further attempt until the lock changes."""
+    """There is no further attempt until the lock changes, or for 10 minutes."""
 
 
 @dataclass(slots=True)

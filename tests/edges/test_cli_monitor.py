@@ -55,6 +55,9 @@ def test_a_round_in_vain_ends_with_1(shell: Shell, redis_cleanup: redis.Redis) -
 def test_it_starts_without_redis_and_says_so(shell: Shell, own_server: RealServer) -> None:
     own_server.stop()
     monitor = shell.start("monitor", env={**QUICK, "AIOGPULOCK_REDIS_URL": own_server.url})
+    assert monitor.stderr is not None
+    told = next(line for line in monitor.stderr if "watching" in line)
+    assert own_server.url in told
     read_until(monitor, "redis_disconnected: ")
     own_server.start()
     read_until(monitor, "redis_disconnected: resolved")

@@ -31,13 +31,15 @@ def command(once: bool, dry_run: bool, target: Target) -> None:
     from contextlib import suppress
 
     from aiogpulock.cli.session import end_in_order_at_hang_up
+    from aiogpulock.config import redact_url
     from aiogpulock.errors import RedisUnavailableError
     from aiogpulock.monitor import GpuLockMonitor
 
-    async def start(manager: GpuLockManager) -> None:
-        """Whoever watches Redis tells people that it is away, also at the start."""
+    async def start(manager: GpuLockManager) -> str:
+        """Whoever watches Redis tells people that it is away, also at the start. Answers what it watches."""
         with suppress(RedisUnavailableError):
             await manager.started()
+        return redact_url(manager.link.url) or "the embedded Redis"
 
     async def work() -> None:
         """A service manager ends it by SIGTERM: what waits is still sent, and another monitor may speak at once."""
@@ -53,8 +55,8 @@ def command(once: bool, dry_run: bool, target: Target) -> None:
                 await manager.started()
                 _judge(await monitor.round())
             else:
-                await start(manager)
-                click.echo(f"watching {manager.server} every {monitor.settings.monitor_interval:g} s", err=True)
+                where = await start(manager)
+                click.echo(f"watching {where} every {monitor.settings.monitor_interval:g} s", err=True)
                 await monitor.run()
         finally:
             await monitor.close()
