@@ -862,6 +862,7 @@ async def test_a_repair_that_nobody_told_is_told_by_whoever_takes_over(
     assert heard[1:] == ["other: zombie_lock_cleaned gpu_lock:1"]
     leave_the_dead("2")
     await one.round()
+    await asyncio.sleep(0.005)  # what happens in the millisecond in which a turn begins is the next one's
     await other.round()
     assert heard[2:] == ["other: zombie_lock_cleaned gpu_lock:2"]
     await other.close()
