@@ -254,6 +254,7 @@ class Episode:
         with self._mutex:
             self._wanted_at = min(self._wanted_at, clock.now())
             if (self._expected is None or not self._expected.is_fresh) and not self._is_one_stretch():
+                self._keep_expected()
                 self._expected = look()
 
     def begin(self, hold: Hold, look: Callable[[], Before]) -> Before:
@@ -354,6 +355,14 @@ class Episode:
             self._due = min(self._due + max(0, own - (self._idle.own or 0)), own)
         self._idle = sample
 
+    def _keep_expected(self) -> None:
+        """Others come and go; what this process had while it waited stays true, until a later look."""
+        sample = self._expected.sample if self._expected is not None else None
+        if sample is None or sample.own is None:
+            return
+        if self._before is None if self._idle is None else sample.at > self._idle.at:
+            self._note(sample, sample.own)
+
     def _forget_what_came_back(self, terms: Terms) -> None:
         """The look before the hold may have found it back."""
         left = self._before.left(terms.tolerance) if self._before is not None else None
@@ -394,10 +403,8 @@ class Episode:
         if expected is not None and expected.is_fresh:
             before = expected
         else:
-            before = look()  # others come and go; what this process had before the grant stays true
-            sample = expected.sample if expected is not None else None
-            if sample is not None and sample.own is not None and (self._idle is not None or earlier is None):
-                self._note(sample, sample.own)
+            self._keep_expected()
+            before = look()
         if self._idle is not None:
             before.idle, before.due, before.wanted_at = self._idle, self._due, self._wanted_at
         elif earlier is not None:
