@@ -7,6 +7,8 @@ CUDA. pytest loads this module always; what talks to Redis is imported with the 
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -25,7 +27,8 @@ _TURNS = pytest.StashKey["Turns"]()
 _TURN = pytest.StashKey["Turn"]()
 _ITEM = pytest.StashKey[pytest.Item]()
 """The test that is run, for fixtures of a wider scope."""
-_TIMER = pytest.StashKey[Any]()
+_TIMER = pytest.StashKey[tuple[Any, float] | None]()
+"""pytest-timeout's settings for the test, and by when on the monotonic clock its timer rings; None: it does not run."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -164,9 +167,10 @@ def _give_back(item: pytest.Item) -> str:
 
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)
-def pytest_timeout_set_timer(item: pytest.Item, settings: object) -> Generator[None, object, object]:
-    item.stash[_TIMER] = settings
-    return (yield)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Generator[None, object, object]:
+    answer = yield
+    item.stash[_TIMER] = settings, time.monotonic() + settings.timeout
+    return answer
 
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)
@@ -177,14 +181,19 @@ def pytest_timeout_cancel_timer(item: pytest.Item) -> Generator[None, object, ob
 
 @contextmanager
 def _timeout_stands_still(item: pytest.Item) -> Iterator[None]:
-    """A test that waits for its turn has not begun: pytest-timeout's clock, if it runs, starts anew with the lease."""
-    settings = item.stash.get(_TIMER, None)
+    """While a test waits for its turn, pytest-timeout's clock, if it runs, does not: it goes on with what is left."""
+    settings, rings_by = item.stash.get(_TIMER, None) or (None, 0.0)
+    left = rings_by - time.monotonic()
     _stop_timeout(item)
     try:
         yield
     finally:
         if settings is not None:
-            item.config.hook.pytest_timeout_set_timer(item=item, settings=settings)
+            if left <= 0:  # it has rung, and this is the end of the test: that has a bound as well
+                left = settings.timeout
+            shown = math.floor(left * 1000) / 1000 or left  # in its message
+            item.config.hook.pytest_timeout_set_timer(item=item, settings=settings._replace(timeout=shown))
+            item.stash[_TIMER] = settings, time.monotonic() + left
 
 
 def _stop_timeout(item: pytest.Item) -> None:

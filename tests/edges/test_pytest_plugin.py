@@ -576,7 +576,7 @@ WAITING = {
 
 
 @pytest.mark.parametrize("way", WAITING)
-def test_the_clock_of_pytest_timeout_starts_with_the_lease(run: Run, client: redis.Redis, way: str) -> None:
+def test_the_clock_of_pytest_timeout_stands_still_in_a_wait(run: Run, client: redis.Redis, way: str) -> None:
     lease = sync.gpu_lock(0).acquire()
 
     def let_go() -> None:
@@ -600,3 +600,20 @@ def test_the_clock_of_pytest_timeout_starts_with_the_lease(run: Run, client: red
         released.result()
     outcomes(result, passed=1, failed=1)
     result.stdout.fnmatch_lines("FAILED *test_that_takes_too_long - Failed: Timeout*")
+
+
+def test_each_lease_in_a_test_s_body_leaves_pytest_timeout_what_is_left(run: Run) -> None:
+    result = run(
+        """
+        import time, pytest
+
+        @pytest.mark.timeout(2)
+        def test_that_hangs(gpu_lock_factory):
+            end = time.monotonic() + 20
+            while time.monotonic() < end:
+                with gpu_lock_factory(0):
+                    time.sleep(0.1)
+        """
+    )
+    outcomes(result, failed=1)
+    result.stdout.fnmatch_lines("FAILED *test_that_hangs - Failed: Timeout*")
