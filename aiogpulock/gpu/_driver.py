@@ -83,23 +83,22 @@ def _gpu(index: int) -> Iterator[GpuDevice]:
         with _typed(f"GPU {index}") as nvml:
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             uuid, name = nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle)
-        mig = _mig_enabled(handle)
     except NvmlError as error:
         yield GpuDevice("", index, "", fault=str(error))
         return
-    yield GpuDevice(uuid, index, name, mig_enabled=mig)
-    if mig:
+    mig, fault = _mig_mode(handle)
+    yield GpuDevice(uuid, index, name, mig_enabled=mig, fault=fault)
+    if mig or fault:
         yield from _mig_devices(handle, uuid)
 
 
-def _mig_enabled(handle: Any) -> bool:
+def _mig_mode(handle: Any) -> tuple[bool, str]:
+    """Whether it is on; and why that cannot be read."""
     try:
         with _typed("MIG mode") as nvml:
-            return bool(nvml.nvmlDeviceGetMigMode(handle)[0])
+            return bool(nvml.nvmlDeviceGetMigMode(handle)[0]), ""
     except NvmlError as error:
-        if error.status == "not_supported":
-            return False
-        raise
+        return False, "" if error.status == "not_supported" else str(error)
 
 
 def _mig_devices(handle: Any, parent: str) -> Iterator[GpuDevice]:

@@ -13,14 +13,14 @@ from aiogpulock.gpu.aliases import Aliases
 from aiogpulock.gpu.identity import Mode, Visible, means_a_device, resolve
 from aiogpulock.gpu.numbering import numbered_as_the_host
 from aiogpulock.gpu.nvml import Asked, Nvml
-from aiogpulock.gpu.records import Gpu, GpuDevice, NvmlError, NvmlStatus
+from aiogpulock.gpu.records import Gpu, GpuDevice, NvmlError
 
 logger = logging.getLogger(__name__)
 
 REMEMBER = 3600.0
 """Seconds until an id is resolved anew, which also keeps its alias from expiring. A GPU may be put into MIG mode."""
 REMEMBER_TROUBLE = 60.0
-"""The same where the driver was not there, or did not answer: it may come."""
+"""The same where the driver was not there, or did not answer, for one device or for all: it may come."""
 MOST = 1024
 """Ids that are remembered: free names may come and go."""
 DRIVER_STARTS = 5.0
@@ -148,10 +148,23 @@ class Finder:
             self._asked = None
             if use == "required":
                 raise NvmlError(error.status, f"gpu_lock.gpu_memory.nvml is 'required': {error}", error.code) from None
-            _notice(error)
+            _once(
+                error.status,
+                "GPUs are locked without NVML, and nothing verifies their memory: %s (gpu_memory.nvml: 'off' says "
+                "that this is meant, 'required' refuses)",
+                str(error),
+            )
             return Listed(clock.now() + REMEMBER_TROUBLE, None)
         self._asked = None
-        return Listed(clock.now() + REMEMBER, devices, numbered_as_the_host(devices))
+        sick = next((device.fault for device in devices if device.fault), None)
+        if sick is not None:
+            _once(
+                "sick",
+                "A GPU cannot be read, and until it can, neither it nor a UUID that NVML does not list is locked: %s",
+                sick,
+            )
+        remember = REMEMBER if sick is None else REMEMBER_TROUBLE
+        return Listed(clock.now() + remember, devices, numbered_as_the_host(devices))
 
     async def _resolve(self, wanted: Wanted, listed: Listed, aliases: Aliases) -> Gpu:
         deadline = clock.now() + self._connect_timeout
@@ -177,15 +190,11 @@ async def _identify(wanted: Wanted, listed: Listed, aliases: Aliases) -> Gpu:
     return Gpu(identity.lock_id, place.uuid, place.index, place.name, place.remote)
 
 
-_noticed: set[NvmlStatus] = set()
+_noticed: set[str] = set()
 
 
-def _notice(error: NvmlError) -> None:
-    """Once per process and kind."""
-    if error.status not in _noticed:
-        _noticed.add(error.status)
-        logger.warning(
-            "GPUs are locked without NVML, and nothing verifies their memory: %s (gpu_memory.nvml: 'off' says that "
-            "this is meant, 'required' refuses)",
-            error,
-        )
+def _once(kind: str, text: str, why: str) -> None:
+    """One warning of a kind in each process."""
+    if kind not in _noticed:
+        _noticed.add(kind)
+        logger.warning(text, why)

@@ -22,10 +22,16 @@ Mode: TypeAlias = Literal["auto", "uuid", "logical"]
 
 _INDEX = re.compile(r"0|[1-9]\d{0,5}")
 _CUDA = re.compile(r"cuda:(0|[1-9]\d{0,5})")
-_UUID_LIKE = re.compile(r"(?:GPU|MIG)-[0-9a-f][0-9a-f-]*", re.IGNORECASE)
-_MEANT = re.compile(r"\d+|(?i:cuda(:.*)?|gpu:\d*)|(GPU|MIG)-.*|(?i:GPU|MIG)-\w{8}(-\w{4}){3}-\w{12}", re.ASCII)
+_UUID_LIKE = re.compile(r"(?:GPU|MIG)-[0-9a-f]{4}[0-9a-f-]*", re.IGNORECASE)
+"""Fewer digits may be meant as an index."""
+_MEANT = re.compile(
+    r"\d+|(?i:cuda(:.*)?|gpu:\d*)|(GPU|MIG)-.*|(?i:GPU|MIG)-([0-9a-fA-F-]*|\w{8}(-\w{4}){3}-\w{12})", re.ASCII
+)
 """Whoever writes this means a device, rightly spelled or not."""
 _FULL_UUID = re.compile(r"(?:GPU|MIG)-[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+
+_REPAIR = "See what nvidia-smi says of it, and reset or replace it; NVML is asked again within a minute"
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -194,8 +200,8 @@ def check_spelling(gpu_id: str) -> None:
     if _MEANT.fullmatch(gpu_id) and not means_a_device(gpu_id):
         raise InvalidGpuError(
             f"gpu_id {gpu_id!r} looks like a device, and is none: write an index as 0, a CUDA device as 'cuda:0', or a "
-            "UUID as nvidia-smi -L prints it ('GPU-' or 'MIG-', then hexadecimal digits). A free name must look "
-            "otherwise, for example 'node-a'"
+            "UUID as nvidia-smi -L prints it ('GPU-' or 'MIG-', then hexadecimal digits, at least 4). A free name "
+            "must look otherwise, for example 'node-a'"
         )
 
 
@@ -223,6 +229,12 @@ def _canonical(uuid: str) -> str:
 
 
 def _place(device: GpuDevice, devices: Sequence[GpuDevice]) -> Place:
+    if device.fault:
+        what = "MIG mode" if device.uuid else "UUID"
+        raise InvalidGpuError(
+            f"GPU {device.index} cannot be locked while its {what} cannot be read: others may hold it, or a part of "
+            f"it, by another name. {device.fault}. {_REPAIR}"
+        )
     if device.mig_enabled:
         parts = [other.uuid for other in devices if other.parent == device.uuid and other.uuid]
         here = f"here these are {_listed(parts)}" if parts else "there are none here"
@@ -247,6 +259,12 @@ def _at_uuid(prefix: str, devices: Sequence[GpuDevice] | None, known_uuids: Sequ
     fits = [device for device in devices or () if device.uuid.startswith(prefix)]
     if len(fits) == 1:
         return _place(fits[0], devices or ())
+    sick = next((device for device in devices or () if not device.uuid), None)
+    if sick is not None and not fits:
+        raise InvalidGpuError(
+            f"NVML lists no {prefix!r} here, but it may be a device whose UUID cannot be read, which others may hold "
+            f"by its index. {sick.fault}. {_REPAIR}"
+        )
     if _FULL_UUID.fullmatch(prefix):
         return Place(prefix, remote=devices is not None)
     uuids = [device.uuid for device in fits] or [uuid for uuid in known_uuids if uuid.startswith(prefix)]

@@ -65,7 +65,7 @@ class GpuDevice(msgspec.Struct, frozen=True):
     """One GPU of this host, or one MIG device of it."""
 
     uuid: str
-    """Empty: the device cannot be read, `fault` says why."""
+    """Empty: it cannot be read, `fault` says why."""
     index: int | None
     """NVML's index, from 0; None for a MIG device."""
     name: str
@@ -73,6 +73,7 @@ class GpuDevice(msgspec.Struct, frozen=True):
     parent: str | None = None
     """UUID of the GPU that a MIG device is part of."""
     fault: str = ""
+    """Why its UUID or its MIG mode cannot be read: nobody can tell then what overlaps with it."""
 
 
 class ProcessMemory(msgspec.Struct, frozen=True):

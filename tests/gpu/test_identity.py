@@ -51,10 +51,12 @@ async def key(
 
 
 MISTYPED = ("GPU-5f2g", "GPU-", "MIG-xyz", "cuda:01", "CUDA:0", "cuda:-1", "cuda", "gpu:0", "1000000", "00")
+SHORT = ("GPU-0", "gpu-0", "GPU-a", "gpu-123", "mig-0", "gpu-0-1")
+"""Meant as an index, it may be."""
 O_FOR_0 = "gpu-a0000000-0000-4000-8000-00000000000O"
 
 
-@pytest.mark.parametrize("gpu_id", [*MISTYPED, O_FOR_0])
+@pytest.mark.parametrize("gpu_id", [*MISTYPED, *SHORT, O_FOR_0])
 @pytest.mark.parametrize("devices", [TWO, NO_NVML])
 def test_a_mistyped_device_is_no_free_name(gpu_id: str, devices: Any) -> None:
     with pytest.raises(InvalidGpuError, match=f"'{gpu_id}' looks like a device, and is none: write an index as 0"):
@@ -166,6 +168,21 @@ async def test_a_gpu_in_mig_mode_is_refused_and_its_devices_are_not(aliases: Ali
         with pytest.raises(InvalidGpuError, match="is in MIG mode"):
             await key(aliases, gpu_id, WITH_MIG)
     assert await key(aliases, MIG, WITH_MIG) == MIG
+
+
+@pytest.mark.parametrize("order", [1, -1])
+async def test_a_gpu_that_cannot_be_read_gets_no_second_key_beside_a_program_without_nvml(
+    aliases: Aliases, order: int
+) -> None:
+    sick = (GpuDevice("", 0, "", fault="NVML GPU 0: unknown error (code 999)"), TWO[1])
+    keys, refusals = set[str](), list[str]()
+    for gpu_id, devices in ((A, sick), ("0", sick), ("0", NO_NVML))[::order]:
+        try:
+            keys.add(await key(aliases, gpu_id, devices))
+        except InvalidGpuError as error:
+            refusals.append(str(error))
+    assert keys == {"0"}
+    assert ["UUID cannot be read" in text for text in refusals] == [True, True]
 
 
 async def test_the_uuid_of_another_host_is_locked_and_known_as_remote(aliases: Aliases) -> None:

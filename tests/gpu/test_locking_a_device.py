@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import redis
@@ -91,7 +91,7 @@ async def test_many_first_acquisitions_list_the_devices_once(gpu_manager: GpuLoc
     [
         (7, "there is no GPU 7 on this host: NVML has 0 and 1"),
         ("GPU-a000", f"fits {uuid(0)} and {uuid(1)}: write more of the UUID"),
-        ("GPU-b0", "is the beginning of no known UUID"),
+        ("GPU-b000", "is the beginning of no known UUID"),
         ("cuda:2", "there is no GPU 2"),
     ],
 )
@@ -112,6 +112,47 @@ async def test_a_gpu_in_mig_mode_is_refused_and_its_mig_devices_are_not(
     async with gpu_manager.lock(mig) as lease:
         assert lease.gpu == Gpu(mig, mig, None, "Simulated GPU MIG 1g.10gb")
         assert lease.env()["CUDA_VISIBLE_DEVICES"] == mig
+
+
+async def test_a_gpu_whose_mig_mode_cannot_be_read_is_refused_beside_its_mig_devices(
+    gpu_manager: GpuLockManager, sim: Simulation
+) -> None:
+    mig = sim.add_mig(0, 1)
+    sim.call("mig_mode").error = 999
+    async with gpu_manager.lock(mig) as lease:
+        assert lease.gpu == Gpu(mig, mig, None, "Simulated GPU MIG 1g.10gb")
+        for gpu_id in (0, uuid(0)):
+            with pytest.raises(InvalidGpuError, match="GPU 0 cannot be locked while its MIG mode cannot be read"):
+                await gpu_manager.lock(gpu_id, max_wait_time=0).acquire()
+
+
+@pytest.mark.parametrize("use", ["auto", "required"])
+async def test_a_gpu_whose_uuid_cannot_be_read_is_locked_by_no_name_until_it_can(
+    gpu_manager: GpuLockManager,
+    sim: Simulation,
+    redis_cleanup: redis.Redis,
+    caplog: pytest.LogCaptureFixture,
+    use: Literal["auto", "required"],
+) -> None:
+    finder._noticed.clear()
+    sim.device(0).error = 999
+    for gpu_id in (0, "cuda:0", uuid(0), uuid(0)[:12], uuid(16, "MIG"), 0):
+        with pytest.raises(InvalidGpuError, match=r"UUID cannot be read.*code 999.*NVML is asked again") as caught:
+            await gpu_manager.lock(gpu_id, gpu_memory={"nvml": use}).acquire()
+        assert "nvidia-smi" in str(caught.value)
+        gpu_manager.parts.finder._listed = finder.Listed(0.0, None)  # the minute is over
+    assert not redis_cleanup.keys("*gpu_lock:*")
+    async with gpu_manager.lock(1, gpu_memory={"nvml": use}) as lease:
+        assert lease.gpu.uuid == uuid(1)
+    assert ["cannot be read" in line.message for line in caplog.records if line.levelno >= logging.WARNING] == [True]
+    known = gpu_manager.parts.finder
+    assert 0 < known._listed.until - clock.now() <= 60
+    assert all(until - clock.now() <= 60 for until, _ in known._found.values())
+    sim.device(0).error = 0
+    known._listed = finder.Listed(0.0, None)
+    for gpu_id in (0, uuid(0)):
+        async with gpu_manager.lock(gpu_id) as lease:
+            assert lease.gpu == Gpu(uuid(0), uuid(0), 0, "Simulated GPU")
 
 
 async def test_the_gpu_of_another_host_may_be_locked(gpu_manager: GpuLockManager) -> None:

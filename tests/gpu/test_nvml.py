@@ -77,6 +77,18 @@ async def test_mig_devices_that_cannot_be_listed_hide_no_gpu(sim: Simulation, nv
     assert "999" in parts.fault
 
 
+async def test_a_gpu_whose_mig_mode_cannot_be_read_is_listed_with_what_is_known(sim: Simulation, nvml: Nvml) -> None:
+    mig = sim.add_mig(0, 1)
+    sim.call("mig_mode").error = 999
+    devices = await nvml.devices()
+    assert [(d.uuid, d.index, d.parent) for d in devices] == [
+        (uuid(0), 0, None),
+        (mig, None, uuid(0)),
+        (uuid(1), 1, None),
+    ]
+    assert ["999" in d.fault for d in devices] == [True, False, True]
+
+
 async def test_one_sick_gpu_does_not_hide_the_others(sim: Simulation, nvml: Nvml) -> None:
     sim.device(0).error = 15
     sick, healthy = await nvml.devices()
