@@ -44,7 +44,7 @@ class Verbs(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        from aiogpulock.cli.exits import FAILED, INTERRUPTED, status_of
+        from aiogpulock.cli.exits import INTERRUPTED, status_of
         from aiogpulock.errors import GpuLockError
 
         try:
@@ -56,6 +56,13 @@ class Verbs(click.Group):
             sys.exit(status_of(error))
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Also for --help and --version, which end before any verb: a full disk is one line and a status."""
+        from aiogpulock.cli.exits import FAILED
+
+        try:
+            return super().main(*args, **extra)
         except OSError as error:
             if error.errno not in _FULL:
                 raise

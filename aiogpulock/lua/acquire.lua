@@ -121,13 +121,13 @@ local function waiting(enqueued, wait, more)
 end
 
 -- Nobody looks at the seats while the lock is held, and those of a killed program stand for a while. They do not count
--- if a grant would pass over them, and go once they have expired. One look a second: most calls are refused by the last
--- one's figure. Of a long queue each looks at another part.
+-- if a grant would pass over them, and go once they have expired. For a second most calls are refused by the last look's
+-- figure; nobody is let in by it. Of a long queue each looks at another part.
 local function full(most)
   if most < 0 or waiters < most then return false end
   local looked = redis.call('HMGET', FENCE, 'looked', 'absent')
   local absent = whole(looked[2], 0)
-  if math.abs(now - whole(looked[1], 0)) >= LOOK_EVERY then
+  if math.abs(now - whole(looked[1], 0)) >= LOOK_EVERY or waiters - absent < most then
     local parts, is_absent = math.max(1, math.ceil(waiters / WALK_BOUND)), {}
     absent = 0
     -- A grant that goes on from a rank must find it there.

@@ -29,6 +29,7 @@ from aiogpulock.errors import (
     LeaseLostError,
     LockTimeoutError,
     ManagerClosedError,
+    NestedLockError,
     QueueFullError,
     RedisUnavailableError,
     ServerTooOldError,
@@ -51,7 +52,7 @@ UNAVAILABLE = (
     DeviceBusyError,
     DeviceQuarantinedError,
 )
-MISTAKES = (InvalidGpuError, ConfigError, ServerTooOldError)
+MISTAKES = (InvalidGpuError, ConfigError, NestedLockError, ServerTooOldError)
 """Of whoever runs the server: no client can do anything about them."""
 KEEP_ESTIMATE = 1.0
 """Seconds: under load many are turned away, and they need not all ask Redis."""

@@ -143,8 +143,10 @@ def test_a_gpu_that_is_not_here_is_not_read_as_free(
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == "aiogpulock: there is no GPU 99 on this host: NVML has 0 and 1\n"
     assert shell.run(verb, "1").returncode == 0
-    shown = shell.run("status", "99", "1").stderr.splitlines()[1:]
-    assert shown == ["aiogpulock: there is no GPU 99 on this host: NVML has 0 and 1"]
+    why = "there is no GPU 99 on this host: NVML has 0 and 1"
+    assert shell.run("status", "99", "1").stderr.splitlines()[1:] == [f"aiogpulock: {why}"]
+    told = json.loads(shell.run("status", "--json", "99", "1").stdout)
+    assert ([lock["gpu_id"][:4] for lock in told["locks"]], told["unreadable"]) == (["GPU-"], {"99": why})
 
     holder = shell.start("run", "--gpu", "99", "--", "sh", "-c", HOLD, env={"AIOGPULOCK_GPU_MEMORY_NVML": "off"})
     read_until(holder, "in")
@@ -261,7 +263,11 @@ def test_a_pipe_that_ends_is_no_error(shell: Shell, redis_cleanup: redis.Redis) 
 
 
 @pytest.mark.parametrize(
-    "words", [("status",), ("status", "--json"), ("history",), ("config", "show"), ("queue", "--json"), ("top",)]
+    "words",
+    [
+        *(("status",), ("status", "--json"), ("history",), ("config", "show")),
+        *(("queue", "--json"), ("top",), ("--help",), ("--version",)),
+    ],
 )
 def test_a_full_disk_is_one_line(words: tuple[str, ...], shell: Shell, redis_cleanup: redis.Redis) -> None:
     assert shell.run("run", "--", "true").returncode == 0

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from aiogpulock import ConfigError, GpuLockManager, InvalidGpuError, Lease
+from aiogpulock import ConfigError, GpuLockManager, InvalidGpuError, Lease, acquisition
 from aiogpulock.web import GpuGate
 from tests.edges.browser import served, waiting_elsewhere
 from tests.gpu.conftest import driver_folder as driver_folder
@@ -199,6 +199,21 @@ async def test_a_gpu_without_enough_free_memory_is_503_too(
         answer = await client.post("/work")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
     await free(gpu_manager)
+
+
+async def test_a_server_under_its_own_lock_is_500_and_one_line_in_the_log(
+    manager: GpuLockManager, make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with held_elsewhere(manager) as around:
+        monkeypatch.setattr(acquisition, "AROUND", (around.holder_id,))  # as under `aiogpulock run -- uvicorn`
+        async with (
+            served(make_app(GpuGate(0, manager=manager), Work())) as url,
+            httpx.AsyncClient(base_url=url) as client,
+        ):
+            assert (await client.post("/work")).status_code == 500
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == 1
+    assert "Traceback" not in caplog.text
 
 
 async def test_a_gpu_that_does_not_exist_is_500_and_one_line_in_the_log(

@@ -353,6 +353,19 @@ def test_a_seat_whose_inbox_nobody_listens_to_takes_no_place_in_a_full_queue(loc
     assert "b" in lock.waiters(), "it may come back"
 
 
+def test_nobody_is_let_into_a_full_queue_by_an_old_look(lock: StoreLock) -> None:
+    """Whom the last look found absent may have left since, and its place with it."""
+    lock.acquire("a")
+    for number in range(6):
+        lock.acquire(f"dead{number}", inbox="nobody")
+    lock.inboxes = {"inbox-b", "inbox-c", "inbox-d"}
+    assert lock.acquire("b", most=3)[0] == "waiting"
+    for number in range(6):
+        lock.withdraw(f"dead{number}")
+    replies = [lock.acquire(f"c{number}", inbox="inbox-c", most=3)[0] for number in range(5)]
+    assert replies == ["waiting", "waiting", "full", "full", "full"]
+
+
 def test_a_full_queue_is_swept_of_what_has_expired_while_the_lock_is_held(lock: StoreLock) -> None:
     lock.inboxes = {"inbox-live"}
     lock.acquire("a")

@@ -11,6 +11,7 @@ from aiogpulock.cli.options import GpuId, Target, json_option, target_options
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from aiogpulock.manager import GpuLockManager
     from aiogpulock.models import LockSnapshot
 
 
@@ -28,12 +29,13 @@ def command(gpus: tuple[str, ...], as_json: bool, target: Target) -> None:
     from aiogpulock.cli.app import complain
     from aiogpulock.cli.lock_words import gpu_name, is_free, known_devices
     from aiogpulock.cli.session import print_json, with_manager
-    from aiogpulock.errors import InvalidGpuError
-    from aiogpulock.manager import GpuLockManager
     from aiogpulock.models import for_outside
 
     async def work(manager: GpuLockManager) -> None:
         locks, unreadable = await manager.look(gpus or None)
+        missing = await _missing(manager, [lock for lock in locks if lock.gpu_id in gpus and is_free(lock)])
+        locks = tuple(lock for lock in locks if lock.gpu_id not in missing)
+        unreadable = {**unreadable, **missing}
         if as_json:
             print_json(server=manager.server, locks=[for_outside(lock) for lock in locks], unreadable=unreadable)
             return
@@ -47,14 +49,21 @@ def command(gpus: tuple[str, ...], as_json: bool, target: Target) -> None:
             click.echo("no lock was used yet", err=True)
         for why in unreadable.values():
             complain(why)
-        for lock in locks:
-            if lock.gpu_id in gpus and is_free(lock):
-                try:
-                    await manager.device(lock.gpu_id)
-                except InvalidGpuError as error:  # free, and not here
-                    complain(str(error))
 
     with_manager(target, work)
+
+
+async def _missing(manager: GpuLockManager, free: Sequence[LockSnapshot]) -> dict[str, str]:
+    """Which of these are no GPU of this host, and why: it would read as free."""
+    from aiogpulock.errors import InvalidGpuError
+
+    missing = {}
+    for lock in free:
+        try:
+            await manager.device(lock.gpu_id)
+        except InvalidGpuError as error:
+            missing[lock.gpu_id] = str(error)
+    return missing
 
 
 def _show(locks: Sequence[LockSnapshot], names: Sequence[str]) -> None:
