@@ -102,7 +102,7 @@ class Caretaker:
             strict, alone = settings.policy in STRICT, care.before.held_at >= hold.acquired_at
             await care.before.seen(twice=strict, patience=settings.settle_time if strict and alone else 0.0)
             if care.before.asked_at >= hold.acquired_at:
-                care.before.held_at = clock.now()
+                care.before.held_at, care.before.apart = clock.now(), strict and care.before.sample is not None
 
     def _look(self, uuid: str) -> Before:
         return Before(self.nvml, uuid, Family(self.pids()))

@@ -57,6 +57,8 @@ class Before:
         """An earlier look, with no hold since."""
         self.due: int | None = None
         """Bytes of this process at that look, or before holds that nobody has looked after, that no hold has left."""
+        self.apart = False
+        """The body waited for this look: what earlier holds had left is no affair of this one."""
         self.root: Before | None = None
         """Before the first hold of those that have no verdict: others are compared with that time."""
         self._nvml = nvml
@@ -146,6 +148,8 @@ class Before:
         later = sample_of(second, None) if second is not None else None
         sample = self._sample(first)
         own = self._own(first, sample, tolerance)
+        if own is not None and self.apart:
+            own = own._replace(due=own.most)
         root = self.root.told(tolerance) if self.root is not None else None
         if own is None or sample.own is None:
             doubt, surely = "", None
@@ -315,6 +319,18 @@ class Episode:
             if sample is not None and sample.own is not None:
                 self._idle, self._due = sample, sample.own
             return True
+
+    def judged_apart(self, hold: Hold, before: Before, sample: MemorySample, terms: Terms) -> Standing | None:
+        """There is a verdict on a hold by its own first look. Answers what an earlier one has left that is overdue."""
+        with self._mutex:
+            if self._pending is not None:
+                return None
+            due, left, own = before.own or 0, before.left(IDLE_BYTES) or 0, sample.own or 0
+            self._before, self._idle, self._due = None, sample, min(own, due + max(0, own - due - left))
+            overdue = self._overdue(hold, sample, terms) if self._standing is not None else None
+            if self._standing is not None and self._standing.hold is hold:
+                self._standing = None  # what two earlier ones have left
+            return overdue
 
     def unjudged(self, pending: Pending | None) -> bool:
         """There will be no verdict: the next hold is judged by the time before this one."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from msgspec import structs
 
 from aiogpulock.config import GpuMemorySettings
-from aiogpulock.episode import SAME_PROCESS, Before, Episode
+from aiogpulock.episode import SAME_PROCESS, Before, Episode, Standing
 from aiogpulock.errands import Errands
 from aiogpulock.errors import GpuLockError
 from aiogpulock.gpu.records import NvmlError
@@ -117,8 +117,14 @@ class Verdicts:
         """The verdict while the lock is still held. `not_yet` is called when a look finds memory that is not back."""
         found = await self._verdict(care, not_yet, lambda: LOST if care.hold.lost_reason is not None else "")
         if found.report.status not in ("skipped", "unverifiable"):
-            care.episode.judged(found.last, None)
+            self._judged(care, found.last)
         return found
+
+    def _judged(self, care: Care, last: MemorySample | None) -> None:
+        if last is None or last.own is None or not care.before.apart:
+            care.episode.judged(last, None)
+        elif overdue := care.episode.judged_apart(care.hold, care.before, last, care.terms):
+            self._tell_overdue(care, overdue, last)
 
     def later(self, care: Care) -> None:
         """The hold is over: begin its verdict soon, behind the hand-off."""
@@ -145,12 +151,13 @@ class Verdicts:
             return baseline, False
         own, overdue = care.episode.saw(verdict, care.hold, before, sample, care.terms)
         if overdue is not None:
-            care.episode.told()
-            self.tell(
-                overdue.hold,
-                stood(overdue.hold.gpu.id, overdue.bytes, overdue.before, overdue.since, sample, care.terms),
-            )
+            self._tell_overdue(care, overdue, sample)
         return with_own(baseline, own), overdue is not None
+
+    def _tell_overdue(self, care: Care, overdue: Standing, sample: MemorySample) -> None:
+        care.episode.told()
+        gpu = overdue.hold.gpu.id
+        self.tell(overdue.hold, stood(gpu, overdue.bytes, overdue.before, overdue.since, sample, care.terms))
 
     def _again_held(self, verdict: Verdict) -> str:
         return "" if verdict.care.episode.is_awaited(verdict) else SAME_PROCESS

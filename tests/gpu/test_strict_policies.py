@@ -184,6 +184,33 @@ async def test_a_first_look_that_fails_is_taken_again_before_the_body_begins(
     assert clean.memory_report.status == "freed"
 
 
+@pytest.mark.parametrize("policy", ["raise", "quarantine"])
+async def test_a_clean_hold_answers_for_nothing_that_an_earlier_one_left(
+    gpu_manager: GpuLockManager, sim: Simulation, policy: str
+) -> None:
+    """That one is told of it, when every look since has found it."""
+    async with gpu_manager.lock(0):
+        await asyncio.sleep(0.05)  # the first look is over
+    await asyncio.sleep(0.1)
+    async with gpu_manager.lock(0) as guilty:
+        await asyncio.sleep(0.05)
+        sim.use(0, 3 * GiB)
+    await asyncio.sleep(0.15)
+    for _ in range(2):
+        async with gpu_manager.lock(0, gpu_memory=memory(policy, 0.5)) as clean:
+            pass
+        assert clean.memory_report is not None
+        assert clean.memory_report.status == "freed"
+        await asyncio.sleep(0.6)
+    assert (await snapshot(gpu_manager)).quarantine is None
+    report = guilty.memory_report
+    assert report is not None
+    assert (report.status, report.bytes) == ("not_freed", 3 * GiB)
+    with pytest.raises(MemoryNotFreedError):
+        async with gpu_manager.lock(0, gpu_memory=memory("raise")):
+            sim.use(0, 5 * GiB)
+
+
 async def test_memory_that_comes_back_while_the_driver_fails_is_found_back(
     gpu_manager: GpuLockManager, sim: Simulation
 ) -> None:
