@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from aiogpulock.liveness import certainly_dead
-from aiogpulock.models import LockSnapshot
+from aiogpulock.models import LockSnapshot, WaiterSnapshot
 
 ZombieKind: TypeAlias = Literal["no_expiry", "heartbeat_stale", "process_gone", "leftover", "dead_waiters"]
 """no_expiry: a foreign value that never expires · heartbeat_stale: no beat for a whole lease · process_gone: every
@@ -56,6 +56,21 @@ def gone_waiters(lock: LockSnapshot) -> tuple[str, ...]:
     processes = {waiter.process for waiter in lock.queue if waiter.process}
     dead = {process for process in processes if certainly_dead(process)}
     return tuple(waiter.waiter_id for waiter in lock.queue if waiter.process in dead)
+
+
+def in_line(lock: LockSnapshot) -> list[WaiterSnapshot]:
+    """Those who will be granted the lock, in their order: not those who would not hear of it, nor whoever has it."""
+    gone = gone_waiters(lock)
+    return [
+        waiter
+        for waiter in lock.queue
+        if not waiter.deaf and waiter.waiter_id not in gone and waiter.waiter_id != lock.holder_id
+    ]
+
+
+def waits(lock: LockSnapshot) -> int:
+    """How many will be granted the lock; those whom the snapshot does not list are taken for alive."""
+    return lock.waiters - lock.dead_waiters - len(lock.queue) + len(in_line(lock))
 
 
 def _dead_holder(lock: LockSnapshot) -> tuple[ZombieKind, str] | None:

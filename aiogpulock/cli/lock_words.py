@@ -8,9 +8,10 @@ from typing import Literal, TypeAlias
 from aiogpulock.cli.words import duration, plain, who
 from aiogpulock.gpu.nvml import shared
 from aiogpulock.gpu.records import GpuDevice, NvmlError
+from aiogpulock.history import expected_wait
 from aiogpulock.manager import GpuLockManager
 from aiogpulock.models import LockSnapshot
-from aiogpulock.zombies import find_zombies, gone_waiters
+from aiogpulock.zombies import find_zombies, in_line
 
 State: TypeAlias = Literal["free", "held", "handing over", "draining", "foreign", "dead", "expired", "quarantined"]
 STYLES: dict[State, str] = {
@@ -41,10 +42,7 @@ def state_of(lock: LockSnapshot) -> State:
 
 def is_free(lock: LockSnapshot) -> bool:
     """Whether the next to ask gets it. A seat of the dead is passed over, and stays for a while."""
-    if state_of(lock) not in ("free", "dead", "expired", "quarantined"):
-        return False
-    gone = gone_waiters(lock)
-    return all(waiter.deaf or waiter.waiter_id in gone for waiter in lock.queue)
+    return state_of(lock) in ("free", "dead", "expired", "quarantined") and not in_line(lock)
 
 
 def task_words(lock: LockSnapshot) -> str:
@@ -63,6 +61,44 @@ def holder_words(lock: LockSnapshot, held_for: float | None) -> str:
         return "held by nobody"
     since = f" {duration(held_for)}" if held_for is not None else ""
     return f'held by {who(lock.user, lock.host, lock.pid)} "{plain(lock.task_name)}"{since}'
+
+
+def expected_waits(lock: LockSnapshot, typical: float | None) -> list[float | None]:
+    """Of each in the queue; None: it is not known, or passed over."""
+    places = _places(lock)
+    return [
+        expected_wait(typical, place, lock.age) if (place := places.get(waiter.waiter_id)) else None
+        for waiter in lock.queue
+    ]
+
+
+QUEUE_HEADS = (">#", "TASK", "WHO", ">WAITED", ">EXPECTED")
+
+
+def queue_rows(lock: LockSnapshot, typical: float | None) -> list[tuple[str, ...]]:
+    """Below `QUEUE_HEADS`: who waits. Who is passed over has no place."""
+    places = _places(lock)
+    return [
+        (
+            str(places.get(waiter.waiter_id, "")),
+            waiter.task_name,
+            who(waiter.user, waiter.host, waiter.pid),
+            duration(lock.at - waiter.since),
+            _expected(eta, passed_over=waiter.waiter_id not in places and waiter.waiter_id != lock.holder_id),
+        )
+        for waiter, eta in zip(lock.queue, expected_waits(lock, typical), strict=True)
+    ]
+
+
+def _places(lock: LockSnapshot) -> dict[str, int]:
+    """From 1, by the waiter's id."""
+    return {waiter.waiter_id: place for place, waiter in enumerate(in_line(lock), start=1)}
+
+
+def _expected(eta: float | None, *, passed_over: bool) -> str:
+    if passed_over:
+        return "does not answer"
+    return f"~{duration(eta)}" if eta is not None else ""
 
 
 async def known_devices(manager: GpuLockManager, gpu_ids: Sequence[str]) -> Sequence[GpuDevice]:

@@ -10,11 +10,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from aiogpulock.cli.lock_words import STYLES, gpu_name, state_of, task_words
+from aiogpulock.cli.lock_words import QUEUE_HEADS, STYLES, gpu_name, queue_rows, state_of, task_words
 from aiogpulock.cli.tables import Cell, make_table
 from aiogpulock.cli.words import duration, plain, who
 from aiogpulock.gpu.records import GpuDevice, MemoryReading
-from aiogpulock.history import expected_wait
 from aiogpulock.models import LockSnapshot
 
 QUEUE_SHOWN = 5
@@ -109,16 +108,5 @@ def _queue(queue: Queue, name: str) -> list[RenderableType]:
     lock = queue.lock
     usual = f" · usual hold {duration(queue.typical)}" if queue.typical is not None else ""
     title = Text(f"{lock.waiters} waiting for gpu {plain(name)}{usual}", "dim")
-    rows = []
-    for place, waiter in enumerate(lock.queue[:QUEUE_SHOWN], start=1):
-        eta = expected_wait(queue.typical, place, lock.age)
-        rows.append(
-            (
-                str(place),
-                waiter.task_name,
-                who(waiter.user, waiter.host, waiter.pid),
-                duration(lock.at - waiter.since),
-                f"~{duration(eta)}" if eta is not None else "",
-            )
-        )
-    return [title, make_table((">#", "TASK", "WHO", ">WAITED", ">EXPECTED"), rows, gives_way=["TASK", "WHO"])]
+    rows = queue_rows(lock, queue.typical)[:QUEUE_SHOWN]
+    return [title, make_table(QUEUE_HEADS, rows, gives_way=["TASK", "WHO"])]

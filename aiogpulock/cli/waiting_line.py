@@ -19,6 +19,7 @@ from aiogpulock.history import expected_wait
 from aiogpulock.liveness import this_process
 from aiogpulock.manager import GpuLockManager
 from aiogpulock.models import LockSnapshot
+from aiogpulock.zombies import in_line, waits
 
 PATIENCE = 0.3
 """Seconds that pass in silence: most waits are over by then."""
@@ -41,7 +42,7 @@ class Place(NamedTuple):
         eta = expected_wait(self.typical, self.position, held_for)
         parts = [
             f"waiting for gpu {plain(gpu)}",
-            f"{ordinal(self.position)} of {self.lock.waiters}",
+            f"{ordinal(self.position)} of {waits(self.lock)}",
             *([f"~{duration(eta)}"] if eta is not None else []),
             holder_words(self.lock, held_for),
         ]
@@ -79,10 +80,10 @@ async def _show(manager: GpuLockManager, gpu: str) -> None:
 
 
 async def _look(manager: GpuLockManager, gpu: str) -> Place | None:
-    """Find this process in the queue."""
+    """Find this process among those who wait."""
     me = this_process().host, os.getpid()
     lock = await manager.scripts.snapshot(await manager.keys_of(gpu))
-    for position, waiter in enumerate(lock.queue, start=1):
+    for position, waiter in enumerate(in_line(lock), start=1):
         if (waiter.host, waiter.pid) == me:
             return Place(lock, position, await usual_hold(manager, lock), time.monotonic())
     return None

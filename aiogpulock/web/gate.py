@@ -40,6 +40,7 @@ from aiogpulock.lock import GpuLock
 from aiogpulock.manager import GpuLockManager
 from aiogpulock.web.lifespan import end_of_server
 from aiogpulock.web.problems import RETRY_AFTER
+from aiogpulock.zombies import waits
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ class GpuGate:
         keys, overview = await manager.keys_of(self._gpu_id), (await manager.started()).overview
         lock = await overview.scripts.snapshot(keys)
         typical = typical_hold(await read_history(overview.client, keys, 2 * ETA_HOLDS))
-        wait = expected_wait(typical, lock.waiters + 1, lock.age)
+        wait = expected_wait(typical, waits(lock) + 1, lock.age)
         return RETRY_AFTER if wait is None else min(max(1, math.ceil(wait)), LONGEST_RETRY)
 
 

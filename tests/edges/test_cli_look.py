@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,8 @@ def test_wait_does_not_wait_for_those_who_died_in_the_queue(
     wait_until(lambda: redis_cleanup.zcard("{gpu_lock:0}:queue") == 1, description="it waits")
     waiter.kill()
     wait_until(lambda: redis_cleanup.pubsub_numsub(inbox_of(redis_cleanup))[0][1] == 0, description="it is deaf")
+    assert re.fullmatch(rf" +true .* pid {waiter.pid} .* does not answer *", shell.run("queue").stdout.splitlines()[1])
+    assert "does not answer" in shell.run("top", "--once").stdout
     holder.terminate()
     ended(holder)
     assert redis_cleanup.zcard("{gpu_lock:0}:queue") == 1, "its seat is still there"
@@ -174,6 +177,25 @@ def test_wait_does_not_wait_for_those_who_died_in_the_queue(
     assert (free.returncode, free.stderr) == (0, "")
     assert shell.run("run", "-n", "--", "true").returncode == 0
     redis_cleanup.delete("{gpu_lock:0}:queue", "{gpu_lock:0}:waiters")  # else the seat expires after 90 s
+
+
+def test_wait_does_not_wait_for_one_who_was_granted_the_gpu_and_took_it_not(
+    shell: Shell, redis_cleanup: redis.Redis
+) -> None:
+    holder = shell.start("run", "--", "sh", "-c", HOLD)
+    read_until(holder, "in")
+    waiter = shell.start("run", "--", "true")
+    wait_until(lambda: redis_cleanup.zcard("{gpu_lock:0}:queue") == 1, description="it waits")
+    waiter.send_signal(signal.SIGSTOP)
+    holder.terminate()
+    ended(holder)
+    assert told(shell, "status")["locks"][0]["phase"] == "granted"
+    wait_until(
+        lambda: told(shell, "status")["locks"][0]["deadline_in"] < 0, timeout=60, description="the grant is over"
+    )
+    assert shell.run("wait", "--timeout", "0").returncode == 0
+    waiter.send_signal(signal.SIGCONT)
+    assert ended(waiter)[0] == 0
 
 
 def inbox_of(client: redis.Redis) -> str:

@@ -11,6 +11,7 @@ import redis
 from aiogpulock.cli.notices import NO_DRIVER
 from tests.edges.shell import Shell, ended, read_until
 from tests.edges.terminal import Terminal
+from tests.helpers import wait_until
 
 COUNT = """
 import signal, time
@@ -32,6 +33,10 @@ def test_the_line_tells_place_expected_wait_and_holder(shell: Shell, redis_clean
     nasty = "train\x1b[2J\u202e.py " + 60 * "x"
     holder = shell.start("run", "--name", nasty, "--", "sh", "-c", "echo in; exec sleep 100")
     read_until(holder, "in")
+    dead = shell.start("run", "--", "true")
+    wait_until(lambda: redis_cleanup.zcard("{gpu_lock:0}:queue") == 1, description="it waits")
+    dead.kill()
+    dead.wait()
     with Terminal(shell.env) as terminal:
         terminal.type("aiogpulock run -- echo my turn\n")
         line = terminal.until(r"waiting for gpu 0 · [^\r]*…")
@@ -44,6 +49,7 @@ def test_the_line_tells_place_expected_wait_and_holder(shell: Shell, redis_clean
         holder.terminate()
         terminal.until(r"my turn\r\n\$ ")
     ended(holder)
+    redis_cleanup.delete("{gpu_lock:0}:queue", "{gpu_lock:0}:waiters")  # else the seat of the dead expires after 90 s
 
 
 def test_ctrl_c_ends_the_command_once_and_the_loop_around_it(

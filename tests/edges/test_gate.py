@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from aiogpulock import ConfigError, GpuLockManager, InvalidGpuError, Lease, acquisition
 from aiogpulock.web import GpuGate
 from tests.edges.browser import served, waiting_elsewhere
+from tests.edges.shell import Shell
 from tests.gpu.conftest import driver_folder as driver_folder
 from tests.gpu.conftest import gpu_manager as gpu_manager
 from tests.gpu.conftest import sim as sim
@@ -165,6 +166,28 @@ async def test_a_full_queue_is_answered_with_503_and_when_to_come_back(
             assert "somebody else" not in answer.text, "clients are not told of others"
             await waiters(manager, 2)
         await free(manager)
+
+
+async def test_the_dead_in_the_queue_do_not_count_in_retry_after(
+    manager: GpuLockManager, shell: Shell, redis_cleanup: redis.Redis
+) -> None:
+    gpu = GpuGate(0, manager=manager, max_wait_time=0.05)
+    async with (
+        served(starlette_app(gpu, Work())) as url,
+        httpx.AsyncClient(base_url=url) as client,
+        held_elsewhere(manager),
+    ):
+        dead = [shell.start("run", "--", "true") for _ in range(3)]
+        await waiters(manager, 3)
+        for process in dead:
+            process.kill()
+            await asyncio.to_thread(process.wait)
+        for _ in range(3):  # the lock's past: holds of 10 s
+            redis_cleanup.xadd("{gpu_lock:0}:events", {"event": "released", "hold_ms": 10_000})
+        redis_cleanup.expire("{gpu_lock:0}:events", 60)
+        answer = await client.post("/work")
+        assert (answer.status_code, int(answer.headers["retry-after"]) <= 10) == (503, True)
+    redis_cleanup.delete("{gpu_lock:0}:queue", "{gpu_lock:0}:waiters")  # else the seats expire after 90 s
 
 
 async def test_a_wait_that_takes_too_long_is_answered_with_503(manager: GpuLockManager, make_app: MakeApp) -> None:

@@ -21,9 +21,8 @@ def command(gpu: str, as_json: bool, target: Target) -> None:
 
     The expected wait is made of the median of the last 20 holds.
     """
-    from aiogpulock.cli.lock_words import is_free
+    from aiogpulock.cli.lock_words import expected_waits, is_free
     from aiogpulock.cli.session import look_at, print_json, usual_hold, with_manager
-    from aiogpulock.history import expected_wait
     from aiogpulock.manager import GpuLockManager
     from aiogpulock.models import for_outside
 
@@ -32,35 +31,26 @@ def command(gpu: str, as_json: bool, target: Target) -> None:
         if is_free(lock):
             await manager.device(gpu)  # one that is not there has no queue
         typical = await usual_hold(manager, lock)
-        expected = [expected_wait(typical, place, lock.age) for place, _ in enumerate(lock.queue, start=1)]
         if as_json:
+            expected = expected_waits(lock, typical)
             print_json(server=manager.server, lock=for_outside(lock), typical_hold=typical, expected_waits=expected)
         else:
-            _show(gpu, lock, typical, expected)
+            _show(gpu, lock, typical)
 
     with_manager(target, work)
 
 
-def _show(gpu: str, lock: LockSnapshot, typical: float | None, expected: list[float | None]) -> None:
-    from aiogpulock.cli.lock_words import holder_words
+def _show(gpu: str, lock: LockSnapshot, typical: float | None) -> None:
+    from aiogpulock.cli.lock_words import QUEUE_HEADS, holder_words, queue_rows
     from aiogpulock.cli.tables import make_table, show
-    from aiogpulock.cli.words import duration, who
+    from aiogpulock.cli.words import duration
 
     usual = f" · usual hold {duration(typical)}" if typical is not None else ""
     click.echo(f"gpu {gpu} · {holder_words(lock, lock.age)}{usual}", err=True)
     if not lock.queue:
         click.echo("nobody waits", err=True)
         return
-    rows = [
-        (
-            str(place),
-            waiter.task_name,
-            who(waiter.user, waiter.host, waiter.pid),
-            duration(lock.at - waiter.since),
-            f"~{duration(eta)}" if eta is not None else "",
-        )
-        for place, (waiter, eta) in enumerate(zip(lock.queue, expected, strict=True), start=1)
-    ]
-    show(make_table((">#", "TASK", "WHO", ">WAITED", ">EXPECTED"), rows, gives_way=["TASK"]))
-    if lock.waiters > len(lock.queue):
-        click.echo(f"and {lock.waiters - len(lock.queue)} more", err=True)
+    show(make_table(QUEUE_HEADS, queue_rows(lock, typical), gives_way=["TASK"]))
+    unlisted = lock.waiters - lock.dead_waiters - len(lock.queue)
+    if unlisted > 0:
+        click.echo(f"and {unlisted} more", err=True)
