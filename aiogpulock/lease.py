@@ -262,7 +262,8 @@ class Lease:
     def env(self) -> dict[str, str]:
         """Environment variables for a child process: they show it this GPU alone, and tell it the fencing token.
 
-        They tell it too that it works under this lease: where it asks for the same GPU it gets `NestedLockError`.
+        They tell it too that it works under this lease: where it asks for the same GPU it gets `NestedLockError`. A
+        child that nobody here waits for can queue instead: leave out ``AIOGPULOCK_WITHIN``.
 
         CUDA_VISIBLE_DEVICES is the UUID where NVML is there, else the index. Add them to ``os.environ``. They have no
         effect within a process that has begun to use CUDA.
