@@ -63,6 +63,8 @@ class Before:
         """Before the first hold of those that have no verdict: others are compared with that time."""
         self._nvml = nvml
         self._first = self._ask()
+        self._after = nvml.ask(uuid, processes=False) if family.pids is not None else None
+        """The figure of the device once more: where it has not changed, the list shows nothing of the body."""
         self._second: Asked[MemoryReading] | None = None
         if family.pids is None:
             asyncio.get_running_loop().call_later(SECOND_LOOK, self._look_again)
@@ -95,8 +97,10 @@ class Before:
         return None if own is None else own.most - own.due
 
     def _own_by_now(self, tolerance: int) -> _Own | None:
-        first = self._first.answer
-        return None if first is None else self._own(first, self._sample(first), tolerance)
+        first, after = self._first.answer, self._after
+        if first is None or (after is not None and after.answer is None and not after.failed):
+            return None
+        return self._own(first, self._sample(first), tolerance)
 
     def _ask(self) -> Asked[MemoryReading]:
         return self._nvml.ask(self.uuid, processes=self.family.pids is not None)
@@ -123,7 +127,7 @@ class Before:
                 if error.lasts or clock.now() >= until:
                     raise
             await pauses.next()
-            self.asked_at, self._first = clock.now(), self._ask()
+            self.asked_at, self._first, self._after = clock.now(), self._ask(), None
 
     def _look_again(self) -> None:
         first = self._first.answer
@@ -133,15 +137,21 @@ class Before:
     async def baseline(self, tolerance: int) -> Baseline:
         """What the hold is judged by. Raises `NvmlError`."""
         first = await self._first
-        if self._second is not None:
-            with suppress(NvmlError):
-                await self._second
+        for more in (self._after, self._second):
+            if more is not None:
+                with suppress(NvmlError):
+                    await more
         return self._baseline(first, tolerance)
 
     def told(self, tolerance: int) -> Baseline | None:
         """The same, as far as it is known by now."""
         first = self._first.answer
         return None if first is None else self._baseline(first, tolerance)
+
+    def is_a_guess(self, tolerance: int) -> bool:
+        """The list came too late, and there is no earlier look: what it shows accuses nobody."""
+        known = self.told(tolerance)
+        return self.due is None and known is not None and bool(known.doubt)
 
     def _baseline(self, first: MemoryReading, tolerance: int) -> Baseline:
         second = self._second.answer if self._second is not None else None
@@ -175,13 +185,17 @@ class Before:
         had = due if self.idle is None else self.idle.own or 0
         loaded = self.idle is not None or self.due is None  # without the lock: no hold was between
         risen = max(0, most - had) if loaded else 0
-        if not late:
+        if not late or self._has_not_changed(first):
             return _Own(min(most, due + risen), most)
         slack = IDLE_BYTES if self.due is None else max(tolerance, IDLE_BYTES)
         if risen <= slack or self._has_only_waited(first):
             return _Own(min(most, due), most - risen)
         came = f"the first look came {(sample.at - self.held_at) * 1000:.1f} ms after the hold began"
         return _Own(due + risen, most, f"{came}: what the body had by then is not known", due)
+
+    def _has_not_changed(self, first: MemoryReading) -> bool:
+        after = self._after.answer if self._after is not None else None
+        return first.used_at <= self.held_at and after is not None and abs(after.used - first.used) <= IDLE_BYTES
 
     def _has_only_waited(self, first: MemoryReading) -> bool:
         """Both figures came late, and since it was looked at just before this process has waited for the lock."""

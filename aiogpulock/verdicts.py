@@ -143,7 +143,7 @@ class Verdicts:
         counts = episode.unjudged(verdict) if unknown else episode.judged(found.last, verdict)
         self._under_way.discard(verdict)
         if counts:
-            self.tell(care.hold, found.report)
+            self.tell(care.hold, found.report, guessed=care.before.is_a_guess(care.terms.tolerance))
 
     def _judge_by(self, verdict: Verdict, baseline: Baseline, sample: MemorySample) -> tuple[Baseline, bool]:
         care, before = verdict.care, baseline.sample.own
@@ -216,11 +216,12 @@ class Verdicts:
         except GpuLockError:
             return True
 
-    def tell(self, hold: Hold, report: MemoryReport) -> None:
+    def tell(self, hold: Hold, report: MemoryReport, *, guessed: bool = False) -> None:
         """On the lease, in the log, and in the lock's history."""
         hold.memory_report = report
         level = _LEVELS.get(report.status, logging.DEBUG)
-        if report.status == "unverifiable" and (report.bytes or 0) > report.tolerance + CONTEXT_BYTES:
+        context = hold.memory.context_bytes if hold.memory is not None else CONTEXT_BYTES
+        if report.status == "unverifiable" and not guessed and (report.bytes or 0) > report.tolerance + context:
             level = logging.WARNING  # it may be a leak
         status, key = report.status, hold.keys.lock
         figures = {"memory_status": status, "memory_bytes": report.bytes, "memory_seconds": report.seconds}

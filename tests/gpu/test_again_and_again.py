@@ -57,15 +57,19 @@ class Clockwork(asyncio.SelectorEventLoop):
 class Asked:
     """A look under way: the device's figure at once, the list of processes some ms later."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, *, processes: bool = True) -> None:
         self.answer: MemoryReading | None = None
         self.failed = False
         self._there = asyncio.Event()
-        asyncio.get_running_loop().call_later(0.000_05, self._read_the_device, world)
+        begun, work = (0.000_05, self._read_the_device) if processes else (0.004_6, self._read_behind_a_list)
+        asyncio.get_running_loop().call_later(begun, work, world)
 
     def _read_the_device(self, world: World) -> None:
         used, at = world.used, clock.now()
         asyncio.get_running_loop().call_later(0.004_5, self._list, world, used, at)
+
+    def _read_behind_a_list(self, world: World) -> None:
+        self._list(world, world.used, clock.now())
 
     def _list(self, world: World, used: int, used_at: float) -> None:
         sizes = {ME: world.own, PEER: world.peer}
@@ -139,8 +143,8 @@ class World:
     def used(self) -> int:
         return self.own + self.peer
 
-    def ask(self, *_: object, **__: object) -> Asked:
-        return Asked(self)
+    def ask(self, _uuid: str, *, processes: bool = True, **_: object) -> Asked:
+        return Asked(self, processes=processes)
 
     async def read(self, *_: object, **__: object) -> MemoryReading:
         return await Asked(self)
