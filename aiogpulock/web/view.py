@@ -16,7 +16,7 @@ import msgspec
 from aiogpulock.history import typical_hold
 from aiogpulock.models import HistoryEvent, LockSnapshot, WaiterSnapshot
 from aiogpulock.sight import Sight
-from aiogpulock.zombies import find_zombies
+from aiogpulock.zombies import find_zombies, in_line
 
 EVENTS, NOTABLE = 30, 10
 """How many events the page gets; so many of them may be older ones that are no ordinary end of a hold."""
@@ -52,6 +52,7 @@ class Seat(msgspec.Struct, frozen=True):
     user: str
     since: float
     deaf: bool
+    """It is passed over: nobody would hear of its grant."""
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -159,12 +160,14 @@ def _place(gpu: Gpu) -> tuple[bool, int, str]:
 
 
 def _gpu(lock: LockSnapshot, events: Sequence[HistoryEvent], device: Device | None) -> Gpu:
+    heard = {waiter.waiter_id for waiter in in_line(lock)}
+    seats = [waiter for waiter in lock.queue if waiter.waiter_id != lock.holder_id]
     return Gpu(
         id=lock.gpu_id,
         state=_state(lock),
         holder=_holder(lock),
         waiters=lock.waiters,
-        queue=tuple(_seat(waiter) for waiter in lock.queue if waiter.waiter_id != lock.holder_id),
+        queue=tuple(_seat(waiter, deaf=waiter.waiter_id not in heard) for waiter in seats),
         typical_hold=typical_hold(events),
         device=device,
         note=" · ".join(_troubles(lock)),
@@ -203,7 +206,7 @@ def _holder(lock: LockSnapshot) -> Holder | None:
     )
 
 
-def _seat(waiter: WaiterSnapshot) -> Seat:
+def _seat(waiter: WaiterSnapshot, *, deaf: bool) -> Seat:
     return Seat(
         waiter.waiter_id,
         waiter.task_name,
@@ -211,5 +214,5 @@ def _seat(waiter: WaiterSnapshot) -> Seat:
         waiter.pid,
         waiter.user,
         round(waiter.since, 3),
-        waiter.deaf,
+        deaf,
     )

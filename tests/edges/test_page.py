@@ -15,6 +15,7 @@ from aiogpulock import GpuLockManager
 from aiogpulock.web import create_app, feed
 from tests import nvml_sim
 from tests.edges.browser import Browser, served, waiting_elsewhere
+from tests.edges.shell import Shell
 from tests.gpu.conftest import driver_folder as driver_folder
 from tests.gpu.conftest import sim as sim
 from tests.nvml_sim import GiB, Simulation
@@ -78,6 +79,32 @@ async def test_names_that_are_markup_are_shown_as_text(manager: GpuLockManager, 
         assert await browser.run("return document.querySelectorAll('img, script:not([src])').length") == 0
         assert "owned" not in await browser.run("return document.title")
         assert await browser.leave() == []
+
+
+async def test_the_dead_in_the_queue_are_told_apart_and_count_for_nobody_s_wait(
+    manager: GpuLockManager, browser: Browser, shell: Shell, redis_cleanup: redis.Redis
+) -> None:
+    async with served(create_app(manager)) as url, held_elsewhere(manager):
+        redis_cleanup.xadd(
+            "{gpu_lock:0}:events", {"event": "released", "token": 1, "hold_ms": 600_000}
+        )  # the lock's past
+        dead = shell.start(
+            "run", "--name", "dead", "--", "true", env={"AIOGPULOCK_BOOT_ID": "x"}
+        )  # no monitor here sweeps it
+        await waiters(manager, 1)
+        dead.kill()
+        await asyncio.to_thread(dead.wait)
+        living = asyncio.create_task(manager.lock(0, task_name="living").acquire_for("living"))
+        await waiters(manager, 2)
+        await browser.open(url)
+        await browser.until_text(".gpu li.deaf", "does not answer")
+        assert await browser.texts(".gpu li .task") == ["dead", "living"]
+        assert "to go" not in (await browser.texts(".gpu li.deaf .times"))[0]
+        await browser.until_text(".gpu li:not(.deaf) .times", "about 9m")
+        living.cancel()
+        await asyncio.gather(living, return_exceptions=True)
+        assert await browser.leave() == []
+    redis_cleanup.delete("{gpu_lock:0}:queue", "{gpu_lock:0}:waiters")  # else the seat of the dead expires after 90 s
 
 
 async def test_a_long_queue_opens_and_the_page_goes_on(manager: GpuLockManager, browser: Browser) -> None:

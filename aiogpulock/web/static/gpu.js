@@ -65,7 +65,8 @@ export function gpuPanel(first, now, onRelease) {
     show(waiting, gpu.waiters > 0);
     setText(waiting, `${gpu.waiters} waiting`);
     const seats = gpu.queue.slice(0, expanded ? undefined : SHOWN_WAITERS);
-    keyed(queue, seats.map((seat, index) => ({ ...seat, position: index + 1 })), (seat) => seat.id, seatItem);
+    let position = 0; // the deaf are passed over
+    keyed(queue, seats.map((seat) => ({ ...seat, position: seat.deaf ? null : ++position })), (seat) => seat.id, seatItem);
     show(more, gpu.waiters > SHOWN_WAITERS);
     setText(more, expanded ? unlisted(gpu) : `and ${gpu.waiters - SHOWN_WAITERS} more`);
     panel.tick();
@@ -101,7 +102,7 @@ export function gpuPanel(first, now, onRelease) {
       item.classList.toggle("deaf", seat.deaf);
     };
     item.tick = (lock, held) => {
-      const eta = expectedWait(lock.typical_hold, seat.position, held);
+      const eta = seat.deaf ? null : expectedWait(lock.typical_hold, seat.position, held);
       const waited = `waits ${clock(now() - seat.since)}`;
       setText(times, eta === null ? waited : `${waited}, ${roughly(eta)} to go`);
     };
