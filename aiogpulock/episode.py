@@ -359,15 +359,17 @@ class Episode:
 
         `before` and after this hold: what is given back between holds was not left, what is loaded there is no leak.
         """
-        self._least = before if self._least is None else min(self._least, before)
-        grown = min(self._crept + own - before, own - self._least)
-        self._crept, self._creeping = max(0, grown), self._creeping + 1
-        return self._crept, self._creeping
+        with self._mutex:
+            self._least = before if self._least is None else min(self._least, before)
+            grown = min(self._crept + own - before, own - self._least)
+            self._crept, self._creeping = max(0, grown), self._creeping + 1
+            return self._crept, self._creeping
 
     def told(self) -> None:
         """What has crept up is named."""
-        self._crept = self._creeping = 0
-        self._least = None
+        with self._mutex:
+            self._crept = self._creeping = 0
+            self._least = None
 
     # with the mutex
 
