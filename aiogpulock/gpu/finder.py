@@ -152,7 +152,7 @@ class Finder:
                 error.status,
                 "GPUs are locked without NVML, and nothing verifies their memory: %s (gpu_memory.nvml: 'off' says "
                 "that this is meant, 'required' refuses)",
-                str(error),
+                error,  # itself: `run` knows by it that there is no driver, and is brief
             )
             return Listed(clock.now() + REMEMBER_TROUBLE, None)
         self._asked = None
@@ -193,7 +193,7 @@ async def _identify(wanted: Wanted, listed: Listed, aliases: Aliases) -> Gpu:
 _noticed: set[str] = set()
 
 
-def _once(kind: str, text: str, why: str) -> None:
+def _once(kind: str, text: str, why: object) -> None:
     """One warning of a kind in each process."""
     if kind not in _noticed:
         _noticed.add(kind)
