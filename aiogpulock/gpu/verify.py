@@ -19,6 +19,9 @@ from aiogpulock.gpu.samples import Baseline, MemorySample, Terms, sample_of
 FIRST_PAUSE, GROWTH, LONGEST_PAUSE = 0.010, 1.6, 0.250
 """Seconds between looks: a reclaim takes milliseconds or minutes, and each look takes the driver's lock."""
 
+LOOK_AT_LEAST = 5.0
+"""Seconds that a look gets in any case: NVML may have to be started."""
+
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 
 
@@ -123,6 +126,7 @@ class Verification:
         self._next_holder = False
         self._samples: list[MemorySample] = []
         self._looks: list[Look] = []
+        self._hangs = False
         self.unanswered = False
         """The driver did not answer when it was asked last, and may do so later."""
 
@@ -139,8 +143,8 @@ class Verification:
         while True:
             if reason := self._ended():
                 return skipped(self._gpu, reason)
-            looks.append(await self._try_to_look(baseline))
-            verdict = settled(looks)
+            looks.append(await self._try_to_look(baseline, begun + self._terms.settle_time))
+            verdict = looks[-1] if self._hangs else settled(looks)
             if verdict is None and len(looks) >= PASSES and clock.now() - begun >= self._terms.settle_time:
                 verdict = final(looks)
             if verdict is not None:
@@ -150,12 +154,18 @@ class Verification:
     async def glance(self, baseline: Baseline) -> MemoryReport:
         """What one look says."""
         begun = clock.now()
-        found = await self._try_to_look(baseline)
+        found = await self._try_to_look(baseline, begun)
         return report(self._gpu, found, self._samples, self._terms, begun)
 
-    async def _try_to_look(self, baseline: Baseline) -> Look:
+    async def _try_to_look(self, baseline: Baseline, until: float) -> Look:
+        begun = clock.now()
         try:
-            found = await self._look(baseline)
+            async with asyncio.timeout(max(until - begun, LOOK_AT_LEAST)):
+                found = await self._look(baseline)
+        except TimeoutError:
+            self.unanswered = self._hangs = True
+            reason = f"timeout: the NVIDIA driver has not answered for {clock.now() - begun:.1f} s"
+            return Look("unverifiable", reason, None, None, None)
         except NvmlError as error:
             self.unanswered = not error.lasts
             return Look("unverifiable", f"{error.status}: {error}", None, None, None, for_good=error.lasts)

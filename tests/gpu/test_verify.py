@@ -119,6 +119,23 @@ async def test_a_hung_driver_is_unverifiable_after_its_deadline(sim: Simulation,
     assert "the NVIDIA driver hangs" in report.reason
 
 
+async def test_a_look_is_bounded_where_nvml_has_to_be_started(
+    sim: Simulation, nvml: Nvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiogpulock.gpu.verify.LOOK_AT_LEAST", 0.2)
+    before = await first_look(nvml, ME)
+    slow = Nvml(deadline=10, init_deadline=10)
+    with sim.hung("init"):
+        started = time.monotonic()
+        verification = Verification(slow, "0", uuid(0), ME, QUICK)
+        report = await verification.run(before)
+        assert time.monotonic() - started < 5
+    assert verification.unanswered
+    assert (report.status, report.reason[:8]) == ("unverifiable", "timeout:")
+    slow.close()
+    wait_until(lambda: slow._thread is None, description="the thread ends")
+
+
 async def test_a_lock_that_this_process_holds_again_is_skipped(sim: Simulation, nvml: Nvml) -> None:
     before = await first_look(nvml, ME)
     report = await verify(nvml, ME, before, QUICK, ended=lambda: "same process")
