@@ -196,7 +196,7 @@ async def test_every_error_of_the_driver_is_unverifiable_and_harms_no_hold(
     async with gpu_manager.lock(0):
         pass
     sim.call("by_uuid").error = code
-    async with gpu_manager.lock(0) as lease:
+    async with gpu_manager.lock(0, gpu_memory=QUICK) as lease:
         pass
     report = await report_of(lease)
     assert report.status == "unverifiable"
@@ -211,7 +211,7 @@ async def test_a_process_that_can_start_no_thread_is_unverifiable_and_its_next_h
     shared().close()
     wait_until(lambda: shared()._thread is None, description="the thread ends")
     with no_new_threads():
-        async with gpu_manager.lock(0, gpu_memory={"policy": "report", "cleanup": ["gc"]}) as unseen:
+        async with gpu_manager.lock(0, gpu_memory={**QUICK, "cleanup": ["gc"]}) as unseen:
             pass
         report = await report_of(unseen)
     assert (report.status, report.reason[:37]) == ("unverifiable", "unknown: NVML: no thread to ask the d")
@@ -498,7 +498,7 @@ async def test_a_look_that_fails_forgets_nothing_of_a_lost_hold(gpu_manager: Gpu
     with pytest.raises(LeaseLostError):
         await lost.release()
     sim.call("by_uuid").error = 999
-    async with gpu_manager.lock(0) as unseen:
+    async with gpu_manager.lock(0, gpu_memory=QUICK) as unseen:
         pass
     assert (await report_of(unseen)).status == "unverifiable"
     sim.call("by_uuid").error = 0
