@@ -126,6 +126,8 @@ class WaitingRoom:
         if not self._waiters:
             self.close()
             self._on_empty()
+        elif (first := self._first()) is not None and first.reply is not None and first.reply.foreign:
+            first.wake()  # those who polled for an older program's end may have left: it may have no timer
 
     def close(self) -> None:
         if self._timer is not None:

@@ -121,7 +121,7 @@ local function waiting(enqueued, wait, more)
 end
 
 -- Nobody looks at the seats while the lock is held, and those of a killed program stand for a while. They do not count
--- if a grant would pass over them, and go once they have expired. For a second most calls are refused by the last look's
+-- if nobody listens there, and go once they have expired. For a second most calls are refused by the last look's
 -- figure; nobody is let in by it. Of a long queue each looks at another part.
 local function full(most)
   if most < 0 or waiters < most then return false end

@@ -317,13 +317,15 @@ end
 
 -- grant --------------------------------------------------------------------------------------------------------
 
+-- Where one sees the other end: in another namespace of the same host pids mean nothing.
 local function host_of(process)
-  return process:match('"boot":"([^"]+)"')
+  return process:match('"boot":"[^"]+","pidns":%d+,"timens":%d+')
 end
 
 -- A waiter beside the holder is told until when to watch: an expiry or a crash announces itself to nobody. The holder's own
 -- program would die with it, and another host cannot see it die: so the first of another program is told, and if that one
--- is elsewhere the first on the holder's host too. Who was found behind many is asked before all those are searched again.
+-- is elsewhere the first on the holder's host too, among the first CHUNK. Who was found there behind many is asked before
+-- all those are searched again.
 local function tell_next(unreachable)
   local function watches(name, inbox)
     if not inbox or inbox.mode ~= 'push' or inbox.deaf or unreachable[name] then return false end
@@ -337,8 +339,8 @@ local function tell_next(unreachable)
     return name ~= holder.inbox and not (host and inbox and inbox.process == holder.process)
   end
   local own, known = whole(redis.call('HGET', WAITERS, '#' .. holder.inbox), 0), fence().watcher
-  local passed, told = 0, false
-  if redis.call('ZCARD', QUEUE) > own then
+  local passed, told, mate = 0, false, nil
+  if redis.call('ZCARD', QUEUE) ~= own then   -- more; fewer where somebody wrote over the count
     walk(0, false, function(seat, inbox)
       passed = passed + 1
       if passed == CHUNK + 1 and not told and known then
@@ -346,12 +348,17 @@ local function tell_next(unreachable)
         told = of_another(known, record) and watches(known, record)
       end
       if passed > CHUNK and told then return true end
+      if not of_another(seat.inbox, inbox) then
+        if seat.inbox ~= holder.inbox then mate = mate or seat.inbox end
+        return false
+      end
       local here = host_of(inbox.process) == host
-      if told and not here or not of_another(seat.inbox, inbox) or not watches(seat.inbox, inbox) then return false end
-      if passed > CHUNK then redis.pcall('HSET', FENCE, 'watcher', seat.inbox) end
+      if told and not here or not watches(seat.inbox, inbox) then return false end
+      if here and passed > CHUNK then redis.pcall('HSET', FENCE, 'watcher', seat.inbox) end
       told = true
       return here
     end)
+    told = told or mate and watches(mate, read_inbox(mate))
   end
   local seated = holder.phase == 'granted' and 1 or 0   -- by the holder itself, until its claim
   if not told and own > seated then watches(holder.inbox, read_inbox(holder.inbox)) end

@@ -44,6 +44,20 @@ def test_a_foreign_value_without_a_ttl_holds_until_it_is_deleted(server: RealSer
     worker.expect("held", timeout=10)
 
 
+def test_behind_a_foreign_value_somebody_polls_when_the_first_in_line_have_left(
+    server: RealServer, crew: Crew, lock: RawLock
+) -> None:
+    lock.client.set(lock.keys.lock, FOREIGN)
+    worker = crew.start(server.url, poll_interval=0.3, max_poll_interval=1, fallback_timeout=60)
+    for place, limit in enumerate((2, 2, 2, None), 1):
+        worker.tell("acquire", name=f"w{place}", max_wait_time=limit)
+        wait_until(lambda place=place: len(lock.queue) == place, description="a waiter in the queue")
+    for place in (1, 2, 3):
+        worker.expect("failed", name=f"w{place}")
+    lock.client.delete(lock.keys.lock)
+    worker.expect("held", name="w4", timeout=15)
+
+
 def test_the_public_release_message_of_an_older_program_wakes_the_waiter(
     server: RealServer, crew: Crew, lock: RawLock
 ) -> None:

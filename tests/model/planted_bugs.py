@@ -290,7 +290,7 @@ MUTANTS = (
     Mutant(
         "a holder is watched by its own program alone",
         "test_the_first_of_another_program_watches_the_holder",
-        (Edit("prelude", "if redis.call('ZCARD', QUEUE) > own then", "if false then"),),
+        (Edit("prelude", "if redis.call('ZCARD', QUEUE) ~= own then", "if false then"),),
     ),
     Mutant(
         "who was found behind many is searched for again",
@@ -306,6 +306,16 @@ MUTANTS = (
         "nobody on the holder's host is told where the next in line is elsewhere",
         "test_where_the_next_in_line_is_elsewhere_the_first_on_the_holders_host_is_told_too",
         (Edit("prelude", "      return here\n", "      return true\n"),),
+    ),
+    Mutant(
+        "the second inbox of the holder's program is told nothing where nobody else waits",
+        "test_a_second_inbox_of_the_holders_program_watches_it_where_nobody_else_waits",
+        (Edit("prelude", "    told = told or mate and watches(mate, read_inbox(mate))\n", ""),),
+    ),
+    Mutant(
+        "another pid namespace of the host is taken for the same",
+        "test_another_pid_namespace_of_the_host_is_elsewhere",
+        (Edit("prelude", '[^"]+","pidns":%d+,"timens":%d+', '[^"]+"'),),
     ),
     Mutant(
         "the second inbox of the holder's program watches it",

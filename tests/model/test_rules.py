@@ -289,8 +289,8 @@ def test_the_next_in_line_is_told_before_who_was_found_behind_many(lock: StoreLo
     assert [channel for channel, message in lock.sent if message.get("type") == "watch"] == ["inbox-d"]
 
 
-def _process(pid: int, boot: str) -> str:
-    return f'{{"boot":"{boot}","processes":[[{pid},1]]}}'
+def _process(pid: int, boot: str, pidns: int = 1) -> str:
+    return f'{{"boot":"{boot}","pidns":{pidns},"timens":1,"processes":[[{pid},1]]}}'
 
 
 def test_where_the_next_in_line_is_elsewhere_the_first_on_the_holders_host_is_told_too(lock: StoreLock) -> None:
@@ -307,6 +307,23 @@ def test_a_second_inbox_of_the_holders_program_would_die_with_it(lock: StoreLock
     for waiter, pid in (("b", 1), ("c", 1), ("d", 2)):
         lock.acquire(waiter, process=_process(pid, "here"))
     assert _told_to_watch(lock, "a", token) == ["inbox-d"]
+
+
+def test_a_second_inbox_of_the_holders_program_watches_it_where_nobody_else_waits(lock: StoreLock) -> None:
+    """It knows nothing else of the new holder and its deadline: each inbox has a loop of its own."""
+    lock.inboxes = {"inbox-b", "inbox-c"}
+    _, token, *_ = lock.acquire("a")
+    for waiter in "bc":
+        lock.acquire(waiter, process=_process(1, "here"))
+    assert _told_to_watch(lock, "a", token) == ["inbox-c"]
+
+
+def test_another_pid_namespace_of_the_host_is_elsewhere(lock: StoreLock) -> None:
+    lock.inboxes = {"inbox-b", "inbox-c", "inbox-d"}
+    _, token, *_ = lock.acquire("a")
+    for waiter, pid, pidns in (("b", 1, 1), ("c", 2, 2), ("d", 3, 1)):
+        lock.acquire(waiter, process=_process(pid, "here", pidns))
+    assert _told_to_watch(lock, "a", token) == ["inbox-c", "inbox-d"]
 
 
 def test_the_record_of_an_inbox_goes_with_its_last_seat(lock: StoreLock) -> None:
