@@ -288,7 +288,10 @@ def _visible_place(number: int, devices: Sequence[GpuDevice] | None, visible: Vi
         )
     if _INDEX.fullmatch(visible.devices.split(",")[number].strip()):
         _check_order(number, devices, visible)
-    return places[number]
+    place = places[number]
+    if isinstance(place, InvalidGpuError):
+        raise place
+    return place
 
 
 def _check_order(number: int, devices: Sequence[GpuDevice] | None, visible: Visible) -> None:
@@ -302,15 +305,21 @@ def _check_order(number: int, devices: Sequence[GpuDevice] | None, visible: Visi
         )
 
 
-def visible_places(visible: str, devices: Sequence[GpuDevice] | None) -> list[Place]:
-    """What CUDA_VISIBLE_DEVICES shows, as CUDA reads it: an invalid entry cuts the list there."""
-    places: list[Place] = []
+def visible_places(visible: str, devices: Sequence[GpuDevice] | None) -> list[Place | InvalidGpuError]:
+    """What CUDA_VISIBLE_DEVICES shows, as CUDA reads it: an invalid entry cuts the list there.
+
+    What is shown and cannot be locked, such as a GPU that cannot be read, is there as the reason: it hides no other.
+    """
+    places: list[Place | InvalidGpuError] = []
     for entry in (part.strip() for part in visible.split(",")):
         if not (_INDEX.fullmatch(entry) or _UUID_LIKE.fullmatch(entry)):
             break
         if not _exists(entry, devices):
             break
-        place = locate(entry, devices, Visible())
+        try:
+            place: Place | InvalidGpuError = locate(entry, devices, Visible())
+        except InvalidGpuError as error:
+            place = error
         if place in places:
             return []  # CUDA shows no device at all then
         places.append(place)

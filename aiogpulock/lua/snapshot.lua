@@ -1,4 +1,4 @@
--- The lock as it is, at one moment, for status, health and the monitor. Writes nothing.
+-- The lock as it is, at one moment, for status, health and the monitor. Changes nothing of it.
 --
 -- KEYS  see prelude.lua
 -- ARGV  4 how many waiters to list
@@ -27,5 +27,7 @@ for _, id in ipairs(redis.call('ZRANGE', QUEUE, 0, tonumber(ARGV[4]) - 1)) do
   end
 end
 local seats, ttl = redis.call('ZCARD', QUEUE), redis.call('PTTL', LOCK)
+-- Whoever sees a foreign value gone, or with an expiry, has seen a sign of life: the next one of the same text stands anew.
+if not foreign or ttl ~= -1 then redis.pcall('HDEL', FENCE, 'foreign', 'foreign_since', 'foreign_until', 'foreign_token') end
 return {'snapshot', now, value or '', ttl, redis.call('HGETALL', HOLDER), seats, listed,
   redis.call('HGETALL', STATS), dead, seats == 0 and redis.call('EXISTS', WAITERS) or 0, foreign_since(), fence().quarantine}

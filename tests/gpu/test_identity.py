@@ -102,6 +102,15 @@ async def test_the_identity_tells_uuid_index_and_model(aliases: Aliases) -> None
     assert (found.place.uuid, found.place.index, found.place.name) == (B, 1, "H100")
 
 
+@pytest.mark.parametrize(("cuda", "visible"), [("cuda:1", "0,1"), ("cuda:0", "1,0")])
+async def test_a_sick_gpu_hides_no_other_from_cuda(cuda: str, visible: str, aliases: Aliases) -> None:
+    sick = (GpuDevice("", 0, "", fault="NVML GPU 0: unknown error (code 999)"), TWO[1])
+    found = await resolve(cuda, mode="auto", devices=sick, visible=Visible(visible), aliases=aliases)
+    assert found.lock_id == B
+    with pytest.raises(InvalidGpuError, match="cannot be locked"):
+        await resolve("cuda:0", mode="auto", devices=sick, visible=Visible("0,1"), aliases=aliases)
+
+
 @pytest.mark.parametrize(
     ("visible", "count"),
     [("", 0), ("-1", 0), ("0,-1,1", 1), ("0,7,1", 1), ("1,nonsense,0", 1), ("GPU-", 0), ("0,0", 0), (f"{A},{B}", 2)],

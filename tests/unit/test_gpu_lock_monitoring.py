@@ -431,6 +431,19 @@ async def test_a_foreign_value_that_no_round_saw_for_some_intervals_stands_anew(
     assert (repair.action, repair.detail.endswith("seen for 0 s")) == ("end_foreign", True)
 
 
+async def test_a_foreign_value_that_a_round_saw_gone_stands_anew(
+    manager: GpuLockManager, redis_cleanup: redis.Redis
+) -> None:
+    """Short jobs of one name, one after the other: none of them is ended for the time of all."""
+    monitor = GpuLockMonitor(manager, timeout_levels=SHORT, monitor_interval=1)
+    for _ in range(4):
+        redis_cleanup.set("gpu_lock:7", "locked_by_asr")
+        assert (await monitor.round()).repaired == ()
+        redis_cleanup.delete("gpu_lock:7")
+        await monitor.round()
+        await asyncio.sleep(SHORT["hard_timeout"] / 2)
+
+
 async def test_a_refused_repair_is_tried_again_so_often_and_so_late_as_the_settings_say(
     own_server: RealServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
