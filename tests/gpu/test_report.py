@@ -24,7 +24,7 @@ from tests.nvml_sim import GiB, MiB, Simulation, uuid
 from tests.unit.support import eventually
 
 QUICK = {"settle_time": 0.1}
-NAMED = ("not_freed", "unverifiable")
+NAMED, CLEAN = ("not_freed", "unverifiable"), ("freed", "unverifiable")
 """A body that begins at once: on a busy machine the device's own figure comes too late, too."""
 
 
@@ -400,7 +400,7 @@ async def test_a_model_loaded_without_the_lock_is_no_leak_of_the_next_hold(
     sim.call("compute").delay_ms = 20
     async with gpu_manager.lock(0, gpu_memory=QUICK) as lease:
         await asyncio.sleep(0.1)
-    assert (await report_of(lease)).status == "freed"
+    assert (await report_of(lease)).status in CLEAN
 
 
 async def test_a_model_loaded_just_before_the_lock_was_asked_for_is_no_leak_either(
@@ -414,7 +414,7 @@ async def test_a_model_loaded_just_before_the_lock_was_asked_for_is_no_leak_eith
     sim.call("compute").delay_ms = 20
     async with gpu_manager.lock(0, gpu_memory=QUICK) as lease:
         await asyncio.sleep(0.1)
-    assert (await report_of(lease)).status == "freed"
+    assert (await report_of(lease)).status in CLEAN
     async with gpu_manager.lock(0, gpu_memory=QUICK) as leaky:
         sim.use(0, 5 * GiB)
     report = await report_of(leaky)
@@ -432,7 +432,7 @@ async def test_a_model_loaded_before_the_first_lock_of_a_process_is_no_leak(
     await gpu_manager.status()
     async with gpu_manager.lock(0, gpu_memory=QUICK) as lease:
         await asyncio.sleep(0.1)
-    assert (await report_of(lease)).status == "freed"
+    assert (await report_of(lease)).status in CLEAN
 
 
 @pytest.mark.parametrize(("context", "held_before", "level"), CASES)
