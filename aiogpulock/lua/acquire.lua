@@ -96,12 +96,6 @@ local function refresh_inbox()
   redis.call('PEXPIRE', WAITERS, keep)
 end
 
-local function has_receiver(inbox, mode)
-  if mode ~= 'push' then return true end
-  local counts = redis.pcall('PUBSUB', 'NUMSUB', inbox)
-  return counts[2] ~= 0   -- a user without this permission learns it by its own ping
-end
-
 local function waiting(enqueued, wait, more)
   local position = redis.call('ZRANK', QUEUE, id) + 1
   local recheck_in = wait > 0 and wait or -1
@@ -117,7 +111,7 @@ local function waiting(enqueued, wait, more)
   local current = holder and not foreign and holder or {id = '', phase = '', process = ''}
   return {'waiting', position, me.arrival, enqueued, recheck_in,
     value or (holder and value_of(holder)) or '', current.id, current.phase, current.process,
-    has_receiver(me.inbox, ARGV[7]) and 1 or 0, more and 1 or 0, redis.call('ZCARD', QUEUE)}
+    (ARGV[7] ~= 'push' or has_receiver(me.inbox)) and 1 or 0, more and 1 or 0, redis.call('ZCARD', QUEUE)}
 end
 
 -- Nobody looks at the seats while the lock is held, and those of a killed program stand for a while. They do not count
@@ -134,7 +128,7 @@ local function full(most)
     walk(now_us % parts * WALK_BOUND, fence().cursor == 0, function(seat, inbox)
       if is_absent[seat.inbox] == nil then
         is_absent[seat.inbox] = inbox.mode == 'poll' and inbox.next_check + POLL_SLACK <= now
-          or not has_receiver(seat.inbox, inbox.mode)
+          or inbox.mode == 'push' and not has_receiver(seat.inbox)
       end
       if is_absent[seat.inbox] then absent = absent + 1 end
       return false

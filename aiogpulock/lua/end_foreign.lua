@@ -21,7 +21,7 @@ if limit < 0 or now - since < limit then return {'noted', now - since} end
 
 redis.call('DEL', LOCK)
 value, foreign = nil, false
-redis.call('HDEL', FENCE, 'foreign', 'foreign_since', 'foreign_until', 'foreign_token')
+forget_foreign()
 record('event', 'forced', 'task', seen, 'token', '0', 'holder', '', 'reason', reason, 'actor', actor, 'wait_ms', '0',
   'hold_ms', text(now - since))
 finish(call, 'forced')

@@ -96,6 +96,11 @@ local function foreign_since()
   return whole(f[2], 0)
 end
 
+-- Through pcall: whoever only looks may have no right to write, or the server takes no writes.
+local function forget_foreign()
+  redis.pcall('HDEL', FENCE, 'foreign', 'foreign_since', 'foreign_until', 'foreign_token')
+end
+
 -- seats: the queue's entries ----------------------------------------------------------------------------------
 -- waiters: id -> 'inbox lease ttl arrival task';  '@' .. inbox -> 'mode next_check expires deaf process', and
 -- '#' .. inbox -> its seats, of which the last takes both with it
@@ -302,6 +307,11 @@ end
 local function tell(inbox, message)
   local receivers = redis.pcall('PUBLISH', inbox, message)
   return type(receivers) == 'number' and receivers or 0
+end
+
+-- A user without this permission learns it by its own ping.
+local function has_receiver(inbox)
+  return redis.pcall('PUBSUB', 'NUMSUB', inbox)[2] ~= 0
 end
 
 local function tell_lost(h, reason)

@@ -11,7 +11,7 @@
 local unheard = {}
 local function is_deaf(name, inbox)
   if inbox.mode ~= 'push' or inbox.deaf then return inbox.deaf end
-  if unheard[name] == nil then unheard[name] = redis.pcall('PUBSUB', 'NUMSUB', name)[2] == 0 end
+  if unheard[name] == nil then unheard[name] = not has_receiver(name) end
   return unheard[name]
 end
 
@@ -28,6 +28,6 @@ for _, id in ipairs(redis.call('ZRANGE', QUEUE, 0, tonumber(ARGV[4]) - 1)) do
 end
 local seats, ttl = redis.call('ZCARD', QUEUE), redis.call('PTTL', LOCK)
 -- Whoever sees a foreign value gone, or with an expiry, has seen a sign of life: the next one of the same text stands anew.
-if not foreign or ttl ~= -1 then redis.pcall('HDEL', FENCE, 'foreign', 'foreign_since', 'foreign_until', 'foreign_token') end
+if not foreign or ttl ~= -1 then forget_foreign() end
 return {'snapshot', now, value or '', ttl, redis.call('HGETALL', HOLDER), seats, listed,
   redis.call('HGETALL', STATS), dead, seats == 0 and redis.call('EXISTS', WAITERS) or 0, foreign_since(), fence().quarantine}
