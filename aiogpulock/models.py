@@ -6,6 +6,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
+from aiogpulock.keys import lock_value
+
 Outcome: TypeAlias = Literal["released", "withdrawn", "reaped", "forced", "forced_by_monitor"]
 """How an acquisition's id ended, once and for all."""
 LOSS_REASONS = {"reaped": "lease_expired", "forced": "forced", "forced_by_monitor": "forced_by_monitor"}
@@ -168,7 +170,7 @@ class LockSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     def ownership(self) -> str | None:
         """What the scripts compare before they end the holder: the value, also where its key alone was deleted."""
         if self.value is None and self.holder_id is not None:
-            return f"locked_by_{self.task_name or ''}:{self.holder_id}"
+            return lock_value(self.task_name or "", self.holder_id)
         return self.value
 
     @property

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from aiogpulock.errors import ProtocolError
-from aiogpulock.keys import LockKeys
+from aiogpulock.keys import LockKeys, lock_value
 from aiogpulock.models import LockSnapshot, Outcome, ProcessInfo, WaiterSnapshot, quarantines_of
 from aiogpulock.raw_text import text_of
 
@@ -209,7 +209,7 @@ def parse_snapshot(reply: list[Any], keys: LockKeys) -> LockSnapshot:
         for name, amount in zip(raw_stats[::2], raw_stats[1::2], strict=True)
     }
     value = text_of(raw_value) if pttl != -2 else None  # somebody may have set an empty one
-    ours = "id" in holder and value in (None, f"locked_by_{holder.get('task', '')}:{holder['id']}")
+    ours = "id" in holder and value in (None, lock_value(holder.get("task", ""), holder["id"]))
     if not ours:
         holder = {}
     process = parse_process(holder.get("process", "").encode())

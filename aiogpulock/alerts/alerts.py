@@ -7,6 +7,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Iterable
+from functools import cache
 
 from aiogpulock.alerts.channel import Channel, Sent
 from aiogpulock.alerts.ledger import Ledger
@@ -33,8 +34,11 @@ class Alerts:
         self._ledger = Ledger(settings.repeat_after)
         self._log = log
         self._lock = threading.Lock()
-        self.audience = self._audience()
+
+    @property
+    def audience(self) -> str:
         """Who is told, as a short text, the same for the same URLs; empty: a log alone, which is nobody else's."""
+        return _digest(tuple(sorted(self._channels))) if self._channels else ""
 
     def __call__(self, alert: Alert, *, spoken_until: float | None = None) -> None:
         """Something happened. `spoken_until` as for `conditions`."""
@@ -70,7 +74,6 @@ class Alerts:
             self._retired = [channel for channel in self._retired if channel.busy] + dropped
             self.settings, self._channels = settings, channels
             self._ledger.repeat_after = settings.repeat_after
-            self.audience = self._audience()
         for channel in dropped:
             channel.end()
 
@@ -82,13 +85,6 @@ class Alerts:
             channel.end(hurry=True)
         for channel in channels:
             await asyncio.to_thread(channel.join, max(0.0, deadline - time.monotonic()))
-
-    def _audience(self) -> str:
-        if not self._channels:
-            return ""
-        # Slow, since a URL may have a password that can be guessed: the result stands in Redis.
-        urls = "\n".join(sorted(self._channels)).encode()
-        return hashlib.pbkdf2_hmac("sha256", urls, b"aiogpulock", 200_000, dklen=4).hex()
 
     def _post(self, notices: Iterable[Notice]) -> None:
         for notice in notices:
@@ -102,6 +98,12 @@ class Alerts:
             if notice.kind == "resolved":
                 alert = Alert(alert.type, "warning", alert.lock_key, f"resolved: {alert.message}")
             self._log(alert)
+
+
+@cache
+def _digest(urls: tuple[str, ...]) -> str:
+    """Slow, since a URL may have a password that can be guessed: the result stands in Redis. Monitors alone need it."""
+    return hashlib.pbkdf2_hmac("sha256", "\n".join(urls).encode(), b"aiogpulock", 200_000, dklen=4).hex()
 
 
 def send_test(settings: Settings) -> list[Sent]:

@@ -30,10 +30,6 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True):
     """Notices that the rate limit has kept from people since the last one."""
 
     @property
-    def state(self) -> str:
-        return "resolved" if self.kind == "resolved" else self.alert.level
-
-    @property
     def subject(self) -> str:
         return _harmless(" ".join(filter(None, (self.alert.type, self.alert.lock_key))))
 
@@ -44,7 +40,7 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def title(self) -> str:
-        return f"[{self.state}] {self.subject}"
+        return f"[{'resolved' if self.kind == 'resolved' else self.alert.level}] {self.subject}"
 
     @property
     def urgency(self) -> int:

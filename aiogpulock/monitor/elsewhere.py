@@ -11,7 +11,7 @@ import msgspec
 
 from aiogpulock.errors import AuthenticationError, ProtocolError
 from aiogpulock.history import read_since
-from aiogpulock.keys import LockKeys, lock_keys
+from aiogpulock.keys import LockKeys, lock_keys, lock_value
 from aiogpulock.models import Alert, AlertLevel, CriticalFailure, HistoryEvent, LockSnapshot
 from aiogpulock.monitor.plan import Repair
 from aiogpulock.monitor.speaker import Turn
@@ -77,7 +77,7 @@ class Elsewhere:
         return found
 
     def _knows(self, lock: LockSnapshot, event: HistoryEvent) -> bool:
-        value = f"locked_by_{event.task_name}:{event.holder_id}" if event.holder_id else event.task_name
+        value = lock_value(event.task_name, event.holder_id) if event.holder_id else event.task_name
         deed = lock.key, event.event, value
         if event.actor != self._actor or not self._told[deed]:
             return False

@@ -690,9 +690,11 @@ async def test_a_history_that_is_something_else_mutes_no_other_lock(
 
 def for_people(hear: Callable[[Alert], None], urls: str = "people", **settings: float) -> Alerts:
     """Alerts of which those with the same `urls` tell the same people; they come to `hear`."""
-    alerts = Alerts(AlertSettings(**settings), log=hear)
-    alerts.audience = urls
-    return alerts
+
+    class ForPeople(Alerts):
+        audience = urls  # type: ignore[assignment]
+
+    return ForPeople(AlertSettings(**settings), log=hear)
 
 
 async def test_of_several_monitors_one_speaks_and_another_takes_over(
