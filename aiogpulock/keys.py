@@ -87,11 +87,6 @@ def check_gpu_id(gpu_id: int | str) -> str:
     return text
 
 
-def lock_value(task_name: str, holder_id: str) -> str:
-    """What stands under the lock's key while it is held; in Lua it is `value_of`."""
-    return f"locked_by_{task_name}:{holder_id}"
-
-
 def refuse_key(gpu_id: str, namespace: str) -> None:
     """Raise `InvalidGpuError` for a key of Redis: as a free name it would exclude nobody who locks the GPU itself."""
     gpu = gpu_id.removeprefix(f"{namespace}:")

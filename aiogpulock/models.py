@@ -6,8 +6,6 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from aiogpulock.keys import lock_value
-
 Outcome: TypeAlias = Literal["released", "withdrawn", "reaped", "forced", "forced_by_monitor"]
 """How an acquisition's id ended, once and for all."""
 LOSS_REASONS = {"reaped": "lease_expired", "forced": "forced", "forced_by_monitor": "forced_by_monitor"}
@@ -120,6 +118,11 @@ class WaiterSnapshot(msgspec.Struct, frozen=True):
     deaf: bool
     """Nobody would receive its grant now: it is passed over, and keeps its seat until it calls or expires."""
     process: ProcessInfo | None
+
+
+def lock_value(task_name: str, holder_id: str) -> str:
+    """What stands under the lock's key while it is held; in Lua it is `value_of`."""
+    return f"locked_by_{task_name}:{holder_id}"
 
 
 class LockSnapshot(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from aiogpulock.errors import ProtocolError
-from aiogpulock.keys import LockKeys, lock_value
-from aiogpulock.models import LockSnapshot, Outcome, ProcessInfo, WaiterSnapshot, quarantines_of
+from aiogpulock.keys import LockKeys
+from aiogpulock.models import LockSnapshot, Outcome, ProcessInfo, WaiterSnapshot, lock_value, quarantines_of
 from aiogpulock.raw_text import text_of
 
 

@@ -11,8 +11,8 @@ import msgspec
 
 from aiogpulock.errors import AuthenticationError, ProtocolError
 from aiogpulock.history import read_since
-from aiogpulock.keys import LockKeys, lock_keys, lock_value
-from aiogpulock.models import Alert, AlertLevel, CriticalFailure, HistoryEvent, LockSnapshot
+from aiogpulock.keys import LockKeys, lock_keys
+from aiogpulock.models import Alert, AlertLevel, CriticalFailure, HistoryEvent, LockSnapshot, lock_value
 from aiogpulock.monitor.plan import Repair
 from aiogpulock.monitor.speaker import Turn
 from aiogpulock.redis_client import RedisClient
