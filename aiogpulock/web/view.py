@@ -7,8 +7,8 @@ equal, and only a change is sent.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import filterfalse, islice
 from typing import Literal
 
 import msgspec
@@ -126,10 +126,14 @@ def gpus_of(
 
 def recent_events(histories: Mapping[str, Sequence[HistoryEvent]]) -> tuple[HistoryEvent, ...]:
     """Newest first. A busy lock pushes nothing out that somebody must see."""
-    merged = sorted((e for events in histories.values() for e in events), key=lambda event: event.at, reverse=True)
-    notable = [event for event in merged if not _ordinary(event)][:NOTABLE]
-    newest = [event for event in merged if event not in notable][: EVENTS - len(notable)]
-    return tuple(sorted(notable + newest, key=lambda event: event.at, reverse=True))
+    every = histories.values()
+    notable = _newest((e for events in every for e in islice(filterfalse(_ordinary, events), NOTABLE)), NOTABLE)
+    rest = (e for events in every for e in events[:EVENTS] if e not in notable)
+    return tuple(_newest([*notable, *_newest(rest, EVENTS - len(notable))], EVENTS))
+
+
+def _newest(events: Iterable[HistoryEvent], most: int) -> list[HistoryEvent]:
+    return sorted(events, key=lambda event: event.at, reverse=True)[:most]
 
 
 def _ordinary(event: HistoryEvent) -> bool:
