@@ -163,8 +163,11 @@ class Acquisition:
 
     async def _woken(self) -> None:
         await self._waiter.woken()
-        if self._waiter.hint:  # it is granted, and the device's memory is read before Redis has said so
-            self._manager.caretaker.expect(self._wish.gpu, self._settings.gpu_memory)
+        if self._waiter.hint:
+            # It is granted, and the device's memory is read before Redis has said so: in the loop's next turn, when the
+            # claim has been sent.
+            expect = self._manager.caretaker.expect
+            asyncio.get_running_loop().call_soon(expect, self._wish.gpu, self._settings.gpu_memory)
 
     async def _ask(self) -> AcquireReply | None:
         """One call of acquire.lua; None if Redis is away and the waiter is to be woken to try again."""

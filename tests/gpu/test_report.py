@@ -13,10 +13,13 @@ from typing import Any
 
 import pytest
 import redis
+from redis.asyncio.connection import AbstractConnection
 
 from aiogpulock import GpuLockManager, Lease, LeaseLostError
+from aiogpulock.caretaker import Caretaker
 from aiogpulock.gpu.nvml import shared
 from aiogpulock.gpu.report import MemoryReport
+from aiogpulock.scripts import Scripts
 from tests.gpu.conftest import no_new_threads
 from tests.gpu.processes import Told
 from tests.helpers import wait_until
@@ -643,3 +646,36 @@ def test_who_waited_for_the_lock_may_leak_with_its_first_line(
     waiter.do("release")
     report = waiter.do("report")
     assert (report["status"] in NAMED, report["bytes"]) == (True, GiB)
+
+
+async def test_a_granted_waiter_sends_its_claim_before_it_asks_the_driver(
+    gpu_manager: GpuLockManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it asks before the claim is answered: the body may allocate from then on."""
+    steps: list[str] = []
+    send, expect, claim = AbstractConnection.send_packed_command, Caretaker.expect, Scripts.acquire
+
+    async def sent(*arguments: Any, **options: Any) -> None:
+        await send(*arguments, **options)
+        steps.append("sent")
+
+    async def claimed(scripts: Scripts, *arguments: Any) -> Any:
+        steps.clear()
+        reply = await claim(scripts, *arguments)
+        steps.append("answered")
+        return reply
+
+    def expected(*arguments: Any) -> None:
+        steps.append("driver asked")
+        expect(*arguments)
+
+    first = await gpu_manager.lock(0).acquire()
+    waiting = asyncio.create_task(gpu_manager.lock(0, max_wait_time=10).acquire())
+    while not any(lock.waiters for lock in await gpu_manager.status()):
+        await asyncio.sleep(0.01)
+    monkeypatch.setattr(AbstractConnection, "send_packed_command", sent)
+    monkeypatch.setattr(Caretaker, "expect", expected)
+    monkeypatch.setattr(Scripts, "acquire", claimed)
+    await first.release()
+    await (await waiting).release()
+    assert steps[:3] == ["sent", "driver asked", "answered"]
