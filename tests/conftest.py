@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,7 +16,10 @@ import uvloop
 
 from aiogpulock import GpuLockManager
 from tests.helpers import left_behind
+from tests.raw_scripts import RawLock
+from tests.register import RegisterProcess
 from tests.servers import RealServer
+from tests.workers import Crew
 
 
 def pytest_configure() -> None:
@@ -93,3 +97,34 @@ def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, _embe
     monkeypatch.setenv("AIOGPULOCK_EMBEDDED_DIR", str(_embedded_directory))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def crew(server: RealServer) -> Iterator[Crew]:
+    """Starts worker processes; the server outlives them."""
+    with Crew() as crew:
+        yield crew
+
+
+@pytest.fixture
+def lone_crew() -> Iterator[Crew]:
+    """A crew for a test that has a server of its own."""
+    with Crew() as crew:
+        yield crew
+
+
+@pytest.fixture
+def register() -> Iterator[RegisterProcess]:
+    """A fencing register in its own process."""
+    directory = Path(tempfile.mkdtemp(prefix="agr-", dir="/tmp"))  # short: a socket path has 103 bytes
+    process = RegisterProcess(directory)
+    yield process
+    process.close()
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def lock(server: RealServer) -> Iterator[RawLock]:
+    """Lock 0 on the clean server, seen from outside."""
+    with server.client() as client:
+        yield RawLock(client)

@@ -1,7 +1,8 @@
 """``python -m tests.proof``: everything that shows the protocol to be right, one part after the other.
 
-``--ci`` runs the share of continuous integration; the tests that belong to it are in its test stage. ``--only PART``
-runs one part. Ends with 1 if any part failed; the last lines of each such part are printed again at the end.
+``--ci`` runs the share of continuous integration; the tests that belong to it are in stages of their own.
+``--only PART`` runs one part. Ends with 1 if any part failed; the last lines of each such part are printed again at
+the end.
 """
 
 from __future__ import annotations
@@ -28,9 +29,7 @@ TESTS = (
     "tests/gpu/test_cancellation_beside_a_gpu.py",
     "tests/unit/test_loss.py",
     "tests/integration/test_waiting.py",
-    "tests/integration/test_crash_recovery.py",
     "tests/integration/test_guard.py",
-    "tests/integration/test_restart.py",
     "tests/integration/test_server_trouble.py",
     "tests/integration/test_demo.py",
 )

@@ -27,7 +27,6 @@ from aiogpulock.celery.pool import Announcements
 from aiogpulock.errors import ConfigError
 from tests import tts
 from tests.helpers import wait_until
-from tests.integration.conftest import register as register
 from tests.register import RegisterProcess
 from tests.servers import RealServer
 from tests.tts import TtsWorker

@@ -18,7 +18,6 @@ from aiogpulock import sync
 from tests.gpu.conftest import driver_folder as driver_folder
 from tests.gpu.conftest import sim as sim
 from tests.helpers import wait_until
-from tests.integration.conftest import register as register
 from tests.nvml_sim import Simulation
 from tests.register import RegisterProcess
 

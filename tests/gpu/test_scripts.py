@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
 from tests.helpers import wait_until
 from tests.raw_scripts import RawLock
 from tests.servers import RealServer
 
 WHY = '{"reason":"1 GiB"}'
-
-
-@pytest.fixture
-def lock(server: RealServer) -> Iterator[RawLock]:
-    with server.client() as client:
-        yield RawLock(client)
 
 
 def drain(lock: RawLock, holder: str, token: int) -> list[str]:
