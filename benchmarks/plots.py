@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import cycle
 from pathlib import Path
-from typing import Any, NamedTuple
+from pkgutil import iter_modules
+from typing import Any, NamedTuple, TypeGuard
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from benchmarks.peers import OURS
+from benchmarks import floors
+from benchmarks.peers import OURS, floor
 from benchmarks.results import Bars, Dots, Lines, Report, Result, Table, Unit, shown
 
 mpl.use("agg")
@@ -33,21 +38,22 @@ class Theme(NamedTuple):
 THEMES = (
     Theme(
         "light", "#ffffff", "#1f2328", "#d1d9e0", "#0969da", "#8c959f",
-        ("#bc4c00", "#8250df", "#1a7f37", "#bf3989", "#9a6700", "#0a7b83", "#cf222e", "#57606a", "#6639ba"),
+        ("#bc4c00", "#8433ce", "#0f6b14", "#c0348a", "#6d7b18", "#007a87", "#93062f", "#292f36", "#7a5c49"),
     ),
     Theme(
         "dark", "#0d1117", "#e6edf3", "#30363d", "#58a6ff", "#8b949e",
-        ("#f0883e", "#bc8cff", "#3fb950", "#f778ba", "#d29922", "#39c5cf", "#ff7b72", "#a5b1bd", "#d2a8ff"),
+        ("#f0883e", "#9f5aec", "#21aa36", "#fe91e2", "#cedf4c", "#34d7d0", "#e64376", "#e2e9f0", "#92837d"),
     ),
 )  # fmt: skip
-FLOORS = ("asyncio.Lock", "two trivial", "the two shipped", "push and claim")
-CAST = (OURS.title, "other locks", "floor: no lock between processes")
+MARKERS = "sD^v<>PXp"
+"""Of the others' lines, for eyes that do not tell these colours apart."""
+FLOORS = {floor(module.name).title for module in iter_modules(floors.__path__)}
+CAST = (OURS.title, "other locks", "floor: less than a lock between processes")
 
 
-def draw(report: Report, folder: Path) -> list[Path]:
-    """Every chart of the report, in both themes; answers the files."""
+def draw(report: Report, folder: Path) -> None:
+    """Every chart of the report, in both themes."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
     for result in report.results:
         for chart in result.charts:
             for theme in THEMES:
@@ -56,8 +62,6 @@ def draw(report: Report, folder: Path) -> list[Path]:
                     path = folder / f"{chart.name}-{theme.name}.{suffix}"
                     metadata = {"Date": None} if suffix == "svg" else None
                     figure.savefig(path, dpi=160, facecolor=theme.paper, metadata=metadata)
-                    written.append(path)
-    return written
 
 
 def _figure(result: Result, chart: Dots | Bars | Lines, theme: Theme) -> Figure:
@@ -77,9 +81,10 @@ def _figure(result: Result, chart: Dots | Bars | Lines, theme: Theme) -> Figure:
 
 
 def _axes(chart: Dots | Bars | Lines, theme: Theme, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(8, height), layout="constrained")
+    figure = Figure(figsize=(8, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.07))
     axes = figure.add_subplot()
     axes.set_facecolor(theme.paper)
+    axes.set_axisbelow(True)  # else the grid crosses out the names and figures
     axes.set_title(chart.title, loc="left", fontsize=12, fontweight="bold", color=theme.ink, pad=10)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
@@ -106,10 +111,14 @@ def _rows(table: Table, columns: Sequence[str]) -> tuple[list[Figures], Unit]:
     found = []
     for row in table.rows:
         values = [row.values[place] for place in places]
-        if all(isinstance(value, float) and not math.isnan(value) for value in values):
+        if all(_is_figure(value) for value in values):
             label = " · ".join(row.shown(place, unit) for place in places)
             found.append(Figures(row.who, tuple(values), label))  # type: ignore[arg-type]
     return found, unit
+
+
+def _is_figure(value: object) -> TypeGuard[float]:
+    return isinstance(value, float) and not math.isnan(value)
 
 
 def _dots(table: Table, chart: Dots, theme: Theme) -> Figure:
@@ -120,17 +129,20 @@ def _dots(table: Table, chart: Dots, theme: Theme) -> Figure:
     for at, row in enumerate(rows):
         colour = theme.ours if chart.mine else _colour(row.who, theme)
         axes.plot(row.values, [at] * len(row.values), color=colour, linewidth=2, zorder=2)
-        axes.plot(row.values[0], at, "o", color=colour, markersize=9, zorder=4)
-        axes.plot(row.values[-1], at, "o", color=colour, markersize=8, markerfacecolor=theme.paper, zorder=3)
+        axes.plot(row.values[0], at, "o", color=colour, markersize=7, zorder=4)
+        if chart.further:  # larger, to be seen around the dot where the values are alike
+            axes.plot(row.values[1], at, "o", color=colour, markersize=10, markerfacecolor=theme.paper, zorder=3)
         _label(axes, row, at, theme, beside=9)
     least, most = min(min(row.values) for row in rows), max(max(row.values) for row in rows)
     axes.set_xscale("log")
     axes.set_xlim(least / 1.6, most * 1.3 * (most / least) ** 0.3)
-    axes.xaxis.set_major_locator(_ticks(least, most))
-    marks = [_mark(theme.ink, theme.ink, chart.column)]
+    axes.xaxis.set_major_locator(_ticks(axes.get_xlim()))
     if chart.further:
-        marks.append(_mark(theme.ink, theme.paper, chart.further))
+        marks = [_mark(theme.ink, theme.ink, chart.column), _mark(theme.ink, theme.paper, chart.further, size=9)]
+    else:  # the picture's title says which column, the table's what the figures are
+        marks = [_mark(theme.ink, theme.ink, table.title)]
     _finish_rows(axes, rows, unit, theme, marks + ([] if chart.mine else _legend(rows, theme)))
+    _label_below(axes, table, [row.who for row in rows])
     return figure
 
 
@@ -143,6 +155,7 @@ def _bars(table: Table, chart: Bars, theme: Theme) -> Figure:
         _label(axes, row, at, theme, beside=6)
     axes.set_xlim(0, max(row.values[0] for row in rows) * 1.15)
     _finish_rows(axes, rows, unit, theme, _legend(rows, theme))
+    _label_below(axes, table, [row.who for row in rows])
     return figure
 
 
@@ -157,7 +170,7 @@ def _finish_rows(axes: Axes, rows: Sequence[Figures], unit: Unit, theme: Theme, 
     axes.set_yticks(range(len(rows)), [row.who for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     _figure_axis(axes.xaxis, unit)
-    axes.grid(axis="x", color=theme.faint, linewidth=0.6, zorder=0)
+    axes.grid(axis="x", color=theme.faint, linewidth=0.6)
     legend = axes.get_figure().legend(  # type: ignore[union-attr]
         handles=marks, loc="outside lower center", ncols=len(marks), frameon=False, fontsize=9, handletextpad=0.1
     )
@@ -172,14 +185,14 @@ def _legend(rows: Sequence[Figures], theme: Theme) -> list[Line2D]:
     return [_mark(colour, colour, who, "s") for colour, who in zip(colours, CAST, strict=True) if colour in seen]
 
 
-def _mark(colour: str, face: str, label: str, shape: str = "o") -> Line2D:
-    return Line2D([], [], linestyle="", marker=shape, markersize=7, color=colour, markerfacecolor=face, label=label)
+def _mark(colour: str, face: str, label: str, shape: str = "o", size: float = 7) -> Line2D:
+    return Line2D([], [], linestyle="", marker=shape, markersize=size, color=colour, markerfacecolor=face, label=label)
 
 
 def _colour(who: str, theme: Theme) -> str:
     if who == OURS.title:
         return theme.ours
-    return theme.floor if who.startswith(FLOORS) else theme.others[0]
+    return theme.floor if who in FLOORS else theme.others[0]
 
 
 # lines
@@ -200,27 +213,30 @@ def _lines(table: Table, chart: Lines, theme: Theme) -> Figure:
     sizes = [int(column.name.removesuffix(chart.suffix).replace(",", "")) for _, column in columns]
     unit = columns[0][1].unit
     ends: list[End] = []
-    for number, row in enumerate(table.rows):
+    others = cycle(zip(theme.others, MARKERS, strict=True))
+    for row in table.rows:
+        mine = row.who == OURS.title
+        colour, marker = (theme.ours, "o") if mine else next(others)
         points = [(size, row.values[at]) for size, (at, _) in zip(sizes, columns, strict=True)]
-        known = [(size, value) for size, value in points if isinstance(value, float)]
+        known = [(size, value) for size, value in points if _is_figure(value)]
         if not known:
             continue
-        mine = row.who == OURS.title
-        colour = theme.ours if mine else theme.others[(number - 1) % len(theme.others)]
         xs, ys = zip(*known, strict=True)
-        axes.plot(
-            xs, ys, color=colour, marker="o", markersize=4, linewidth=2.6 if mine else 1.4, zorder=3 if mine else 2
-        )
+        width, above = (2.6, 3) if mine else (1.4, 2)
+        axes.plot(xs, ys, color=colour, marker=marker, markersize=5, linewidth=width, zorder=above)
         ends.append(End(xs[-1], ys[-1], row.who, colour))
     axes.set_xscale("log")
     axes.set_yscale("log")
+    low, high = axes.dataLim.intervaly
+    margin = max(1.4, math.sqrt(5 * low / high))  # so that a small difference does not fill the picture
+    axes.set_ylim(low / margin, high * margin)
     axes.set_xlim(sizes[0] / 1.3, sizes[-1] * (sizes[-1] / sizes[0]) ** 0.33)
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(chart.x, fontsize=9)
-    axes.yaxis.set_major_locator(_ticks(*axes.get_ylim()))
+    _label_below(axes, table, [end.who for end in ends], chart.x)
+    axes.yaxis.set_major_locator(_ticks(axes.get_ylim()))
     _figure_axis(axes.yaxis, unit)
-    axes.grid(axis="y", color=theme.faint, linewidth=0.6, zorder=0)
+    axes.grid(axis="y", color=theme.faint, linewidth=0.6)
     _label_ends(axes, ends, theme)
     return figure
 
@@ -236,10 +252,10 @@ def _label_ends(axes: Axes, ends: Sequence[End], theme: Theme) -> None:
         heights = _apart([math.log10(end.y) for end in column], (high - low) / 19)
         for end, height in zip(column, heights, strict=True):
             axes.annotate(
-                end.who, (x, end.y), (x * 1.22, 10**height), textcoords="data", va="center", color=end.colour,
-                fontsize=9, annotation_clip=False, zorder=5,
+                end.who, (x, end.y), (14, 10**height), textcoords=("offset points", "data"), va="center",
+                color=end.colour, fontsize=9, annotation_clip=False, zorder=5,
                 bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1.0},
-                arrowprops={"arrowstyle": "-", "color": end.colour, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 3},
+                arrowprops={"arrowstyle": "-", "color": theme.faint, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 3},
             )  # fmt: skip
 
 
@@ -259,9 +275,22 @@ def _stand(group: Sequence[float], least: float) -> list[float]:
     return [middle + (number - (size - 1) / 2) * least for number in range(size)]
 
 
-def _ticks(least: float, most: float) -> LogLocator:
+# axes
+
+
+def _label_below(axes: Axes, table: Table, drawn: Collection[str], x: str = "") -> None:
+    """What the axis is, and who is in the table but not in the picture."""
+    absent = [row.who.replace(" ", "\xa0") for row in table.rows if row.who not in drawn]
+    lines = [x] if x else []
+    if absent:
+        lines += textwrap.wrap("not shown: " + "\xa0· ".join(absent), 105, break_on_hyphens=False)
+    axes.set_xlabel("\n".join(lines), fontsize=9)
+
+
+def _ticks(limits: tuple[float, float]) -> LogLocator:
     """Decades, and what is between them where they are few."""
-    return LogLocator(subs=(1.0,) if most > 20 * least else (1.0, 2.0, 5.0))
+    least, most = limits
+    return LogLocator(subs=(1.0,) if most > 1000 * least else (1.0, 2.0, 5.0))
 
 
 def _figure_axis(axis: Any, unit: Unit) -> None:
