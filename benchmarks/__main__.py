@@ -1,9 +1,11 @@
-"""``python -m benchmarks [scenario …] [--quick]``: run, and write JSON, pictures and the tables of README.md."""
+"""Run scenarios, write what they found, publish it: ``python -m benchmarks --help``."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,55 +19,70 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import plots, prose
 from benchmarks.arena import Arena, descriptor_limit, raise_descriptor_limit
-from benchmarks.environment import describe
+from benchmarks.environment import describe, without_settings
 from benchmarks.peers import NAMES as PEERS
 from benchmarks.peers import ROOT, Peer, peers
 from benchmarks.results import Report, Result
 from benchmarks.scenarios import NAMES, Stage, load
 
-PUBLISHED = Path(__file__).parent / "published"
-README = Path(__file__).with_name("README.md")
+DESCRIPTION = (
+    "Run scenarios; write results.json, pictures and figures.md (the tables) into a folder; "
+    "print the targets, or the tables if there are none."
+)
+PUBLISHED = Path("benchmarks/published")
+FIGURES_PAGE, SUMMARY_PAGE = Path("benchmarks/README.md"), Path("README.md")
 
 
-def main() -> int:
-    arguments, console = _arguments(), Console(stderr=True)
-    for name in [name for name in os.environ if name.startswith(("AIOGPULOCK_", "REDIS_URL"))]:
-        del os.environ[name]  # nobody's settings, not those of the tests either
-    folder: Path = arguments.out
-    folder.mkdir(parents=True, exist_ok=True)
-    results, pictures = folder / "results.json", folder / "pictures"
-    if arguments.render:
-        report = msgspec.json.decode(results.read_bytes(), type=Report)
-    else:
-        report = _run(arguments, console, results)
-    failed = [result.scenario for result in report.results if result.error]
-    plots.draw(report, pictures)
-    if folder == PUBLISHED and failed:
-        console.print(f"nothing is published: {', '.join(failed)} failed", markup=False)
-    elif folder == PUBLISHED:
-        prose.write(prose.figures(report, pictures.relative_to(README.parent)), README)
-        prose.write(prose.summary(report), ROOT / "README.md")
-    else:
-        (folder / "figures.md").write_text(prose.figures(report, Path("pictures")))
-    console.print("\n".join(prose.targets(report)), markup=False, soft_wrap=True)
-    for result in report.results:
-        for line in (*result.failures, *filter(None, [result.error])):
-            console.print(f"{result.scenario}: {line}", markup=False, soft_wrap=True)
-    console.print(f"written: {results}, {pictures} and {README if folder == PUBLISHED else folder / 'figures.md'}")
-    return 1 if failed else 0
+def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    """`root`: the folder of the project, for what is published."""
+    parser = _parser()
+    arguments = _arguments(parser, sys.argv[1:] if argv is None else argv, root)
+    console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    results: Path = arguments.out / "results.json"
+    try:
+        report = msgspec.json.decode(results.read_bytes(), type=Report) if arguments.render else Report({}, [])
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"{error.filename}: {error.strerror}")
+    except msgspec.DecodeError as error:
+        parser.error(f"{results}: {error}")
+    try:
+        if not arguments.render:
+            _run(arguments, console, report, results)
+        return _finish(arguments, console, report, root)
+    except KeyboardInterrupt:
+        done = ", ".join(result.scenario for result in report.results)
+        kept = f"{results} has {done}; --render makes tables and pictures of it" if done else "nothing was written"
+        console.print(f"interrupted: {kept}")
+        return 130
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("scenarios", nargs="*", metavar="scenario", help=f"which: {', '.join(NAMES)}; default: all")
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("scenarios", nargs="*", metavar="scenario", help=f"default: all of {', '.join(NAMES)}")
     parser.add_argument("--quick", action="store_true", help="smaller samples: under three minutes for all of it")
-    parser.add_argument("--peers", metavar="NAME,…", help="only these peers; 'none' for none")
-    parser.add_argument("--out", type=Path, default=Path("benchmark-results"), help="a folder; default: %(default)s")
-    parser.add_argument("--publish", dest="out", action="store_const", const=PUBLISHED, help="the documented figures")
-    parser.add_argument("--render", action="store_true", help="run nothing: pictures and tables from its results.json")
-    arguments = parser.parse_args()
-    if arguments.out == PUBLISHED and (arguments.scenarios or arguments.quick or arguments.peers):
-        parser.error("--publish: the documented figures come from one whole run")
+    parser.add_argument("--peers", metavar="NAME,…", help=f"only these of {', '.join(PEERS)}; 'none' for none")
+    parser.add_argument("--out", type=Path, default=Path("benchmark-results"), help="the folder; default: %(default)s")
+    parser.add_argument("--render", action="store_true", help="run nothing: read the results.json of the folder")
+    parser.add_argument(
+        "--publish",
+        action="store_true",
+        help=f"if nothing failed, copy results and pictures to {PUBLISHED} and overwrite the figures in {FIGURES_PAGE} "
+        f"and {SUMMARY_PAGE}; with --render: if the folder has the results of a run with --publish",
+    )
+    return parser
+
+
+def _arguments(parser: argparse.ArgumentParser, argv: Sequence[str], root: Path) -> argparse.Namespace:
+    arguments = parser.parse_args(argv)
+    arguments.command = " ".join([parser.prog, *argv])
+    if arguments.scenarios or arguments.quick or arguments.peers is not None:
+        if arguments.publish:
+            parser.error("--publish: the documented figures come from one whole run")
+        if arguments.render:
+            parser.error("--render shows all results of the folder: no scenarios, --peers or --quick beside it")
+    if arguments.out.resolve() == (root / PUBLISHED).resolve():
+        parser.error(f"--out: only --publish writes {PUBLISHED}, from another folder")
     unknown = set(arguments.scenarios) - set(NAMES)
     if unknown:
         parser.error(f"no scenario {', '.join(sorted(unknown))}: there are {', '.join(NAMES)}")
@@ -79,33 +96,36 @@ def _arguments() -> argparse.Namespace:
 
 
 def _peers(chosen: str | None, parser: argparse.ArgumentParser) -> Sequence[str]:
-    names = PEERS if chosen is None else [] if chosen == "none" else chosen.split(",")
+    if chosen is None:
+        return PEERS
+    if chosen == "none":
+        return ()
+    names = [name for name in chosen.split(",") if name]
     unknown = set(names) - set(PEERS)
-    if unknown:
-        parser.error(f"no peer {', '.join(sorted(unknown))}: there are {', '.join(PEERS)}, or 'none'")
+    if unknown or not names:
+        wrong = f"no peer {', '.join(sorted(unknown))}" if unknown else "--peers names nobody"
+        parser.error(f"{wrong}: there are {', '.join(PEERS)}, or 'none'")
     return names
 
 
-def _run(arguments: argparse.Namespace, console: Console, results: Path) -> Report:
-    """Run the scenarios; what one found is written before the next one begins."""
+def _run(arguments: argparse.Namespace, console: Console, report: Report, results: Path) -> None:
+    """Run the scenarios; what one found is reported, and written, before the next one begins."""
     columns = (
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(),
         TextColumn("{task.description}"),
     )
-    with Arena() as arena, Progress(*columns, console=console) as progress:
-        environment = describe(arena) | {"command": " ".join(["python -m benchmarks", *sys.argv[1:]])}
+    began = time.monotonic()
+    with Arena() as arena, Progress(*columns, console=console, refresh_per_second=1) as progress:
         bar = progress.add_task("", total=len(arguments.scenarios))
         cast = _cast(arguments.peers, lambda text: progress.update(bar, description=text))
-        report = Report(environment, [])
+        report.environment |= describe(arena.server, cast) | {"command": arguments.command}
         for name in arguments.scenarios:
             report.results.append(_one(name, arena, cast, quick=arguments.quick, progress=progress, bar=bar))
-            total = sum(result.seconds for result in report.results)
-            report.environment["duration"] = f"{total / 60:.1f} minutes"
+            report.environment["duration"] = f"{(time.monotonic() - began) / 60:.1f} minutes"
             results.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
             progress.advance(bar)
-        return report
 
 
 def _cast(chosen: Sequence[str], say: Callable[[str], None]) -> list[Peer]:
@@ -141,5 +161,59 @@ def _one(name: str, arena: Arena, cast: Sequence[Peer], *, quick: bool, progress
     return result
 
 
+def _finish(arguments: argparse.Namespace, console: Console, report: Report, root: Path) -> int:
+    """Draw, write and tell what was found; publish it if that was asked for. Answers the exit status."""
+    results, figures = arguments.out / "results.json", arguments.out / "figures.md"
+    plots.draw(report, arguments.out / "pictures")
+    figures.write_text(prose.figures(report, Path("pictures")))
+    for line in prose.findings(report):
+        print(line)
+    for result in report.results:
+        for line in (*result.failures, *filter(None, [result.error])):
+            console.print(f"{result.scenario}: {line}")
+    console.print(f"written: {results}, {arguments.out / 'pictures'} and {figures}")
+    unfit = arguments.publish and _unfit(report)
+    if unfit:
+        console.print(f"nothing is published: {unfit}")
+    elif arguments.publish:
+        _publish(report, arguments.out, root)
+        console.print(f"published: {PUBLISHED}, {FIGURES_PAGE} and {SUMMARY_PAGE}")
+    return 1 if unfit or any(result.error for result in report.results) else 0
+
+
+def _unfit(report: Report) -> str:
+    """Why this is not to be published, if it is not."""
+    if failed := [result.scenario for result in report.results if result.error]:
+        return f"{', '.join(failed)} failed"
+    if absent := report.environment.get("not installed"):
+        return f"{absent} could not be installed"
+    whole = [result.scenario for result in report.results] == [*NAMES]
+    asked = "--publish" in report.environment["command"].split()
+    return "" if whole and asked else "these are not the results of a whole run with --publish"
+
+
+def _publish(report: Report, folder: Path, root: Path) -> None:
+    """Overwrite what is published, once all of it is there: the results and the pictures of `folder`, the two texts."""
+    pictures = root / PUBLISHED / "pictures"
+    texts = {
+        root / FIGURES_PAGE: prose.figures(report, pictures.relative_to((root / FIGURES_PAGE).parent)),
+        root / SUMMARY_PAGE: prose.summary(report),
+    }
+    pages = {page: prose.filled(page, text) for page, text in texts.items()}
+    shutil.rmtree(pictures, ignore_errors=True)
+    pictures.mkdir(parents=True)
+    for chart in [chart for result in report.results for chart in result.charts]:
+        for picture in (folder / "pictures").glob(f"{chart.name}-*"):
+            shutil.copy(picture, pictures)
+    shutil.copy(folder / "results.json", root / PUBLISHED)
+    for page, text in pages.items():
+        page.write_text(text)
+
+
 if __name__ == "__main__":
+    variables = without_settings("AIOGPULOCK_TEST_SERVER")  # some scenarios measure this very process
+    os.environ.clear()
+    os.environ.update(variables)
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # no server and no process is left behind
+        signal.signal(ending, signal.default_int_handler)
     sys.exit(main())

@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.contender import Hold, Order, Setup
+from benchmarks.environment import without_settings
 from benchmarks.peers import ROOT, Peer
 from tests.servers import RealServer
 
 PATIENCE = 20.0
 """Seconds that a process gets beyond what it was ordered to take."""
-RESTART_GRACE = 5.2
+RESTART_GRACE = 6.2
+"""Seconds after a start for which this library may grant nothing: its 5 s, and 1 s as an uptime is in whole ones."""
 DESCRIPTORS = 11_000
 """Open files that ten thousand waiters with a connection each need, on the server's side."""
 
@@ -67,7 +69,7 @@ class Contender:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         self._process = subprocess.Popen(
             [python, "-m", "benchmarks.contender", peer.module, json.dumps(setup._asdict())],
-            env=_environment() | {"PYTHONPATH": str(ROOT)} | (env or {}),
+            env=without_settings() | {"PYTHONPATH": str(ROOT)} | (env or {}),
             cwd=tempfile.gettempdir(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -76,7 +78,6 @@ class Contender:
         )
         self._lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
-        self.stopped = False
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -119,8 +120,11 @@ class Contender:
 
     def _write(self, line: str) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(line.encode() + b"\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(line.encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise DoesNotRunError(self.complaint() or "it ended") from error
 
     def answer(self, timeout: float = PATIENCE) -> Answer:
         """The answer to an order; what is told of entries before it is passed over."""
@@ -164,18 +168,12 @@ class Contender:
         self._process.wait()
 
     def freeze(self) -> None:
-        """SIGSTOP, until it has stopped."""
+        """SIGSTOP, until it has stopped; or it was killed."""
         self._process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
-
-    def thaw(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def close(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-            self._process.send_signal(signal.SIGCONT)
-        self._process.wait()
+        self.end()
         for stream in (self._process.stdin, self._process.stdout, self._stderr):
             with contextlib.suppress(OSError):
                 assert stream is not None
@@ -187,13 +185,16 @@ class Usage(NamedTuple):
 
     requests: float
     """Reads from sockets: a command, or a pipeline of them, each."""
+    commands: int
+    """Those inside scripts among them."""
     cpu: float
     """Seconds."""
     connections: int
     """Open now, without the one that asks."""
 
     def since(self, before: Usage) -> Usage:
-        return Usage(self.requests - before.requests, self.cpu - before.cpu, self.connections)
+        commands = self.commands - before.commands
+        return Usage(self.requests - before.requests, commands, self.cpu - before.cpu, self.connections)
 
 
 class Arena:
@@ -207,13 +208,19 @@ class Arena:
 
     def __enter__(self) -> Arena:
         self.server.__enter__()
-        self._client = self.server.client()
-        time.sleep(RESTART_GRACE)  # it may have restarted without its data: this library grants nothing for so long
+        try:
+            self._client = self.server.client()
+            time.sleep(RESTART_GRACE)  # it may have restarted without its data: this library grants nothing for so long
+        except BaseException:
+            self.server.close()
+            raise
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.clear()
-        self.server.close()
+        try:
+            self.clear()
+        finally:
+            self.server.close()
 
     def clear(self) -> None:
         """Dismiss everybody who is left."""
@@ -244,13 +251,17 @@ class Arena:
 
     def dismiss(self, contenders: Sequence[Contender]) -> None:
         for contender in contenders:
+            contender.kill()
+        for contender in contenders:
             contender.close()
-            self._contenders.remove(contender)
+            with contextlib.suppress(ValueError):  # an interrupt clears the arena while a thread dismisses its own
+                self._contenders.remove(contender)
 
     def usage(self) -> Usage:
         info = self._client.info("everything")
         cpu = info["used_cpu_sys"] + info["used_cpu_user"]
-        return Usage(info["total_reads_processed"], cpu, info["connected_clients"] - 1)
+        requests, commands = info["total_reads_processed"], info["total_commands_processed"]
+        return Usage(requests, commands, cpu, info["connected_clients"] - 1)
 
     def wait_until_quiet(self, most: float) -> None:
         """Until nobody came and little was asked for 0.75 s, or for `most` seconds: those who poll are never quiet."""
@@ -260,11 +271,6 @@ class Arena:
             now = self.usage()
             calm = now.connections == before.connections and now.since(before).requests < 20
             quiet, before = quiet + 1 if calm else 0, now
-
-
-def _environment() -> dict[str, str]:
-    """Without the settings of whoever runs it, and without those of the tests."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("AIOGPULOCK_", "REDIS_URL"))}
 
 
 def contest(crew: Sequence[Contender], order: Order) -> list[Answer]:

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 now = time.monotonic
 ERRORS = 3
 """How many errors are told in words; all are counted."""
+ASIDE = 0.05
+"""Seconds that a process keeps still after it has abandoned a lock: its answer shall not compete with the release."""
 
 
 class Setup(NamedTuple):
@@ -45,7 +47,8 @@ class Order(NamedTuple):
     hold: float = 0.0
     """0: release at once, without a turn of the event loop. Below 0: until another line comes on stdin."""
     seconds: float = 60.0
-    """After this many nothing new is begun, and what still waits is given up."""
+    """After this many nothing new is begun, and the answer is given. Who still waits then waits on, since a thread
+    cannot be called off: it may yet hold the lock once, during the next order, and no answer counts that."""
     tell: bool = False
     """Print a line at each entry."""
     end: str = "normal"
@@ -150,6 +153,7 @@ async def _abandon(make: Any, run: Run, task: int) -> None:
     await asyncio.sleep(run.order.hold)
     run.holds.append(Hold(asked, entered, now(), now()))
     del lease, lock
+    await asyncio.sleep(ASIDE)
 
 
 async def _watch_loop(run: Run) -> None:

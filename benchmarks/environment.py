@@ -1,4 +1,4 @@
-"""Where a run took place: figures travel between machines as ratios only."""
+"""Where a run takes place: figures travel between machines as ratios only, and nobody's settings are in them."""
 
 from __future__ import annotations
 
@@ -6,17 +6,29 @@ import datetime
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.arena import Arena
-from benchmarks.peers import ROOT
+from benchmarks.peers import ROOT, Peer
+from tests.servers import RealServer
 
 
-def describe(arena: Arena) -> dict[str, str]:
-    with arena.server.client() as client:
-        server = client.info("server")
-    name = "Valkey" if "valkey_version" in server else "Redis"
+def without_settings(*kept: str) -> dict[str, str]:
+    """The variables of this process but for settings, also those of the tests, save `kept`: no config.yml is read."""
+    others = {
+        name: value
+        for name, value in os.environ.items()
+        if name in kept or not name.startswith(("AIOGPULOCK_", "REDIS_URL"))
+    }
+    return others | {"AIOGPULOCK_CONFIG": os.devnull}
+
+
+def describe(server: RealServer, cast: Sequence[Peer]) -> dict[str, str]:
+    """The machine, the versions and the time, as a reader of the figures wants to know them."""
+    with server.client() as client:
+        info = client.info("server")
+    name = "Valkey" if "valkey_version" in info else "Redis"
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": _commit(),
@@ -24,8 +36,11 @@ def describe(arena: Arena) -> dict[str, str]:
         "system": f"{platform.system()} {platform.release()}",
         "load before": f"{os.getloadavg()[0]:.1f}",
         "python": platform.python_version(),
-        "server": f"{name} {server.get('valkey_version') or server['redis_version']}, unix socket",
+        "aiogpulock": version("aiogpulock"),
+        "server": f"{name} {info.get('valkey_version') or info['redis_version']}, unix socket",
         "redis-py": f"{version('redis')} (hiredis {version('hiredis')})",
+        "peers": ", ".join(dict.fromkeys(each for peer in cast for each in peer.requirements)),
+        **({"not installed": ", ".join(absent)} if (absent := [p.title for p in cast if not p.is_installable]) else {}),
     }
 
 

@@ -27,7 +27,7 @@ def spread(samples: Sequence[float]) -> Spread:
 
 
 def highest_median(samples: Sequence[float]) -> float:
-    """The top of the 95 % interval of the median: what a sample of the same distribution would not often exceed."""
+    """The top of the 95 % interval of the median: what their true median does not often exceed."""
     ordered = sorted(samples)
     return ordered[min(len(ordered) - 1, math.ceil(len(ordered) / 2 + 0.98 * math.sqrt(len(ordered))))]
 

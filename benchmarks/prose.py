@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.peers import OURS
@@ -11,42 +10,48 @@ from benchmarks.results import Report, Result, Table
 START, END = "<!-- figures: written by python -m benchmarks -->", "<!-- end of figures -->"
 
 
-def write(text: str, page: Path) -> None:
-    """Put `text` between the two marks of `page`. Raises `ValueError` if it has none."""
+def filled(page: Path, text: str) -> str:
+    """What `page` says with `text` between its two marks. Raises `ValueError` if it has none."""
     before, _, rest = page.read_text().partition(START)
     _, _, after = rest.partition(END)
     if END not in rest:
         raise ValueError(f"{page} has no marks {START!r} and {END!r}")
-    page.write_text(f"{before}{START}\n\n{text}\n{END}{after}")
+    return f"{before}{START}\n\n{text}\n{END}{after}"
 
 
 SUMMARY = (
-    ("hand-off to another process, median", "handoff", "p50"),
-    ("hand-offs that reach the other process", "handoff", "cross over"),
-    ("per hand-off, 1,000 waiters", "waiters", "1,000 waiters"),
-    ("connections for 1,000 waiters", "waiters", "connections, 1,000"),
-    ("next one in after `kill -9` of the holder on the same host (leases of 3 s)", "recovery", "holder killed here"),
-    ("uncontended acquire and release, median", "uncontended", "p50"),
-)
-"""What a reader of the project's page wants to know: in words, scenario, column (of its first table that has it)."""
+    ("hand-off to another process after 3 ms, median", "handoff", "from one body to the next", "p50"),
+    ("after 50 ms", "handoff", "from one body to the next", "p50, held 50 ms"),
+    ("hand-offs that reach the other process", "handoff", "from one body to the next", "cross over"),
+    ("per hand-off, 1,000 waiters", "waiters", "time per hand-off, 2 processes", "1,000 waiters"),
+    (
+        "connections for 1,000 waiters",
+        "waiters", "what a hand-off takes, 1,000 waiters in 2 processes", "connections",
+    ),
+    (
+        "next one in after `kill -9` of the holder on the same host (leases of 3 s, partly elapsed)",
+        "recovery", "a process dies, p50 of 3", "holder killed here",
+    ),
+    ("uncontended acquire and release, median", "uncontended", "one acquire and release", "p50"),
+)  # fmt: skip
+"""What a reader of the project's page wants to know: in words, scenario, table, column."""
 BESIDE = ("redis-fifo-lock", "python-redis-lock", "redis-py Lock")
 
 
 def summary(report: Report) -> str:
     """A short table of this library beside three others."""
     cast = (OURS.title, *BESIDE)
-    tables = {result.scenario: result.tables for result in report.results}
+    tables = {(result.scenario, table.title): table for result in report.results for table in result.tables}
     lines = ["| | " + " | ".join(cast) + " |", "|---|" + "--:|" * len(cast)]
-    for words, scenario, column in SUMMARY:
-        cells = [_cell(tables[scenario], who, column) for who in cast]
+    for words, scenario, title, column in SUMMARY:
+        cells = [_cell(tables[scenario, title], who, column) for who in cast]
         lines.append(f"| {words} | " + " | ".join(cells) + " |")
     where = report.environment
     lines += ["", f"`{where['command']}`, {where['date'][:10]}, {where['processor']}: read the ratios."]
     return "\n".join(lines) + "\n"
 
 
-def _cell(tables: Sequence[Table], who: str, name: str) -> str:
-    table = next(table for table in tables if any(column.name == name for column in table.columns))
+def _cell(table: Table, who: str, name: str) -> str:
     place = [column.name for column in table.columns].index(name)
     row = next((row for row in table.rows if row.who == who), None)
     return row.shown(place, table.columns[place].unit) if row is not None else "-"
@@ -59,6 +64,13 @@ def figures(report: Report, pictures: Path) -> str:
     for result in report.results:
         lines += ["", f"### {result.title}", "", *_scenario(result, pictures)]
     return "\n".join(lines) + "\n"
+
+
+def findings(report: Report) -> list[str]:
+    """The targets, or the tables if there are none."""
+    if any(result.targets for result in report.results):
+        return targets(report)
+    return [line for result in report.results for table in result.tables for line in (*markdown(table), "")]
 
 
 def targets(report: Report) -> list[str]:

@@ -11,7 +11,7 @@ from importlib import resources
 import redis
 
 from aiogpulock.keys import lock_keys
-from benchmarks.results import Column, Row, Table
+from benchmarks.results import NOT_MEASURABLE, Column, Row, Table
 from tests.servers import RealServer
 
 BATCH = 100
@@ -81,32 +81,49 @@ RECORDS: dict[str, tuple[str, Callable[[str], str]]] = {
 
 
 NOTE = (
-    "What the scripts need less when they do not keep the record; for the holder, without which nothing can be "
-    "released: what they need more when they keep it twice."
+    "A record: what the scripts need less when they do not keep it; the holder, without which nothing can be released: "
+    "what they need more when they keep it twice. The prelude: two calls of it alone; the holder is read in it, too."
 )
+NOTHING, PRELUDE, REST, WHOLE = "two empty scripts", "prelude", "the rest", "all of acquire and release"
+PARTS = {
+    NOTHING: "the calls",
+    PRELUDE: "its functions, which Lua makes anew in each call; the clock; who holds the lock",
+    **{name: what for name, (what, _) in RECORDS.items()},
+    REST: "the lock itself, its fence, the look at the queue, the answers",
+    WHOLE: "",
+}
 
 
 def record_costs(server: RealServer, rounds: int) -> Table:
     """`rounds` acquire and release pairs of each variant; server time by `commandstats`."""
     prelude = _text("prelude")
     with server.client(decode_responses=False) as client:
-        variants = {name: _Pair(client, edit(prelude)) for name, (_, edit) in RECORDS.items()}
-        variants["whole"] = _Pair(client, prelude)
+        variants: dict[str, Callable[[], None]] = {
+            name: _Pair(client, edit(prelude)).once for name, (_, edit) in RECORDS.items()
+        }
+        variants[WHOLE] = _Pair(client, prelude).once
+        variants[NOTHING] = _Twice(client, "return 1").once
+        variants[PRELUDE] = _Twice(client, prelude + "return 1").once
         seconds: dict[str, list[float]] = {name: [] for name in variants}
         for _ in range(rounds // BATCH):
-            for name, pair in variants.items():
-                seconds[name].append(_timed(client, pair.once))
+            for name, once in variants.items():
+                seconds[name].append(_timed(client, once))
     medians = {name: statistics.median(samples) for name, samples in seconds.items()}
-    whole = medians["whole"]
-    rows = []
-    for name, (purpose, _) in RECORDS.items():
-        cost = abs(whole - medians[name]) if name == "holder" else whole - medians[name]
-        rows.append(Row(name, [cost, 100 * cost / whole, purpose]))
-    rows.append(
-        Row("all of acquire and release", [whole, 100.0, "beside these: the call, the clock, the lock, the fence"])
-    )
+    whole = medians[WHOLE]
+    costs = {name: whole - medians[name] for name in RECORDS}
+    costs["holder"] *= -1
+    costs |= {NOTHING: medians[NOTHING], PRELUDE: medians[PRELUDE] - medians[NOTHING]}
+    costs[REST] = whole - sum(max(0.0, cost) for cost in costs.values())
+    costs[WHOLE] = whole
+    rows = [_row(name, costs[name], whole, what) for name, what in PARTS.items()]
     columns = [Column("server time", "s"), Column("share", "%"), Column("what for")]
     return Table("what each record costs", columns, rows, NOTE)
+
+
+def _row(name: str, cost: float, whole: float, what: str) -> Row:
+    if cost < whole / 200:
+        return Row(name, [NOT_MEASURABLE, None, what])
+    return Row(name, [cost, 100 * cost / whole, what])
 
 
 def _text(name: str) -> str:
@@ -123,6 +140,19 @@ def _timed(client: redis.Redis, once: Callable[[], object]) -> float:
 def _script_seconds(client: redis.Redis) -> float:
     stats = client.info("commandstats")
     return float(stats.get("cmdstat_evalsha", {"usec": 0})["usec"]) / 1e6
+
+
+class _Twice:
+    """A script that is called two times, as a pair of ours is."""
+
+    def __init__(self, client: redis.Redis, source: str) -> None:
+        self._client = client
+        self._keys = lock_keys("nothing", "gpu_lock").script_keys
+        self._script = client.script_load(source)
+
+    def once(self) -> None:
+        for _ in range(2):
+            self._client.evalsha(self._script, len(self._keys), *self._keys, 2000, 0, "")
 
 
 class _Pair:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -24,6 +25,11 @@ class Row(msgspec.Struct):
     values: list[float | str | None]
     at_least: list[int] = []
     """The places of values that are lower bounds: it lasted longer than the run."""
+
+    @classmethod
+    def absent(cls, who: str, why: str, columns: Sequence[Column]) -> Row:
+        """Of one that has no figures: why, in the first of these columns."""
+        return cls(who, [why, *[None] * (len(columns) - 1)])
 
     def shown(self, place: int, unit: Unit) -> str:
         return ("≥ " if place in self.at_least else "") + shown(self.values[place], unit)
@@ -107,14 +113,19 @@ def at_most(what: str, measured: float, limit: float, unit: Unit) -> Target:
     return Target(what, f"≤ {shown(limit, unit)}", shown(measured, unit), measured <= limit)
 
 
+NOT_MEASURABLE = "not measurable"
+
+
 def shown(value: float | str | None, unit: Unit) -> str:
-    """A value as a person reads it; - for none."""
+    """A value as a person reads it; - for none. A difference below zero is noise."""
     if value is None:
         return "-"
     if isinstance(value, str):
         return value
     if math.isnan(value):
         return "-"
+    if value < 0:
+        return NOT_MEASURABLE
     match unit:
         case "s":
             return _scaled(value, ((1, "s"), (1e-3, "ms"), (1e-6, "µs")))
@@ -123,17 +134,17 @@ def shown(value: float | str | None, unit: Unit) -> str:
         case "x":
             return f"{value:.2f} ×"
         case "%":
-            return f"{value:.3g} %" if abs(value) >= 1 else f"{value:.2g} %"
+            return f"{value:.3g} %" if value >= 1 else f"{value:.2g} %"
         case _:
             return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.2f}"
 
 
 def _scaled(value: float, units: tuple[tuple[float, str], ...]) -> str:
     for size, name in units:
-        if abs(value) >= size:
+        if value >= size:
             return f"{_three_digits(value / size)} {name}"
     return f"{_three_digits(value / units[-1][0])} {units[-1][1]}"
 
 
 def _three_digits(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

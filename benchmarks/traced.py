@@ -1,69 +1,85 @@
-"""This library as in ours.py, and a trace: when each step of a hand-off was taken. `setup.options` name its file."""
+"""A contestant on redis-py's connections, and a trace: when each step of a hand-off was taken.
+
+`setup.options` name the trace's file and whom to trace: a module of this package. The rest is the contestant's.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ours
 from benchmarks.contender import Setup
 
-TITLE = "aiogpulock, traced"
+TITLE = "traced"
 REQUIREMENTS = ()
 
 
 @asynccontextmanager
 async def opened(setup: Setup) -> AsyncIterator[Callable[[], Any]]:
-    from aiogpulock.incoming import Incoming
-    from aiogpulock.redis_client import RedisClient
-    from aiogpulock.scripts import load_script
-    from aiogpulock.wakeups import Grant, Message
-
     options = dict(setup.options)
-    path = Path(options.pop("trace"))
-    scripts = {load_script(name).sha: name for name in ("acquire", "release")}
-    execute_many, message = RedisClient.execute_many, Incoming.message
-    steps: list[tuple[float, str]] = []
+    trace = Trace(Path(options.pop("trace")))
+    traced = importlib.import_module(f"benchmarks.{options.pop('of')}")
+    async with traced.opened(setup._replace(options=options)) as make:
+        trace.connections()
+        yield lambda: Traced(make(), trace)
 
-    def step(name: str) -> None:
-        steps.append((time.monotonic(), name))
 
-    def keep() -> None:
-        with path.open("a") as file:
-            file.writelines(json.dumps(one) + "\n" for one in steps)
-        steps.clear()
+class Trace:
+    """Steps: leaving, sent, heard (a message), answered (a command), entered."""
 
-    async def traced_execute_many(self: RedisClient, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        name = next((scripts[part] for part in commands[0][1:2] if part in scripts), "other")
-        step(f"{name} sent")
-        replies = await execute_many(self, commands)
-        step(f"{name} answered")
-        return replies
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._steps: list[tuple[float, str]] = []
 
-    def traced_message(self: Incoming, heard: Message) -> None:
-        if isinstance(heard, Grant):
-            step("grant heard")
-        message(self, heard)
+    def step(self, name: str) -> None:
+        self._steps.append((time.monotonic(), name))
 
-    class Traced:
-        async def __aenter__(self) -> None:
-            self.lock = make()
-            await self.lock.__aenter__()
-            step("entered")
+    def keep(self) -> None:
+        with self._path.open("a") as file:
+            file.writelines(json.dumps(one) + "\n" for one in self._steps)
+        self._steps.clear()
 
-        async def acquire(self) -> Any:
-            return await make().acquire()
+    def connections(self) -> None:
+        """Note what is sent and read over all connections."""
+        from redis.asyncio.connection import AbstractConnection
 
-        async def __aexit__(self, *error: Any) -> None:
-            step("leaving")
-            await self.lock.__aexit__(*error)
-            keep()
+        send, read = AbstractConnection.send_packed_command, AbstractConnection.read_response
 
-    RedisClient.execute_many = traced_execute_many  # type: ignore[method-assign]
-    Incoming.message = traced_message  # type: ignore[method-assign]
-    async with ours.opened(setup._replace(options=options)) as make:
-        yield Traced
+        async def traced_send(connection: AbstractConnection, *arguments: Any, **options: Any) -> None:
+            self.step("sent")  # before it is: the server may be run instead of this process at once
+            await send(connection, *arguments, **options)
+
+        async def traced_read(connection: AbstractConnection, *arguments: Any, **options: Any) -> Any:
+            reply = await read(connection, *arguments, **options)
+            self.step("heard" if isinstance(reply, list) and reply[:1] == [b"message"] else "answered")
+            return reply
+
+        AbstractConnection.send_packed_command = traced_send  # type: ignore[method-assign]
+        AbstractConnection.read_response = traced_read  # type: ignore[method-assign]
+
+
+class Traced:
+    """A lock whose holder notes when it enters and begins to leave."""
+
+    def __init__(self, lock: Any, trace: Trace) -> None:
+        self._lock = lock
+        self._trace = trace
+
+    async def __aenter__(self) -> None:
+        await self._lock.__aenter__()
+        self._trace.step("entered")
+
+    async def acquire(self) -> Any:
+        return await self._lock.acquire()
+
+    async def __aexit__(self, *error: Any) -> None:
+        self._trace.step("leaving")
+        try:
+            await self._lock.__aexit__(*error)
+        finally:
+            self._trace.keep()

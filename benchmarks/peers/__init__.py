@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import subprocess
 import sys
+import threading
 import venv
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,21 @@ class Peer:
         """The interpreter of its environment, made if it is missing. Raises `subprocess.CalledProcessError`."""
         if not self.requirements:
             return sys.executable
+        with _making:
+            if self.requirements in _failed:
+                raise _failed[self.requirements]
+            try:
+                return self._environment()
+            except subprocess.CalledProcessError as error:
+                _failed[self.requirements] = error
+                raise
+
+    @property
+    def is_installable(self) -> bool:
+        """As far as it has been tried."""
+        return self.requirements not in _failed
+
+    def _environment(self) -> str:
         digest = hashlib.sha256(repr((sys.version, self.requirements)).encode()).hexdigest()[:8]
         folder = ENVIRONMENTS / f"{self.name}-{digest}"
         python, complete = folder / "bin" / "python", folder / "complete"
@@ -64,17 +80,21 @@ class Peer:
         return str(python)
 
 
-RETRIES, RETRY_FIRST, RETRY_MOST = 10, 1, 10
-"""How often, and after which seconds, `redis.Redis()` tries again, which `from_url` leaves out: a peer's client shall
-outlive a restart of the server too."""
+_making = threading.Lock()
+_failed: dict[tuple[str, ...], subprocess.CalledProcessError] = {}
+"""Requirements that cannot be installed are tried once."""
+
+RETRIES, RETRY_FIRST, RETRY_MOST = 10, 0.01, 1
+"""How often, and after how many seconds at first and at most, `redis.Redis()` of 8.1 tries again, which `from_url`
+leaves out: a peer's client shall outlive a restart of the server too."""
 
 
-def patience() -> Any:
-    """These retries for redis-py's asyncio client."""
-    from redis.asyncio.retry import Retry
+def patience(*, threads: bool = False) -> Any:
+    """These retries for redis-py's asyncio client, or for the one for threads."""
     from redis.backoff import ExponentialWithJitterBackoff
 
-    return Retry(ExponentialWithJitterBackoff(base=RETRY_FIRST, cap=RETRY_MOST), RETRIES)
+    retry = importlib.import_module("redis.retry" if threads else "redis.asyncio.retry")
+    return retry.Retry(ExponentialWithJitterBackoff(base=RETRY_FIRST, cap=RETRY_MOST), RETRIES)
 
 
 def load(module: str) -> Peer:

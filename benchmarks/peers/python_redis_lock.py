@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from benchmarks.contender import Setup
-from benchmarks.peers import RETRIES, RETRY_FIRST, RETRY_MOST
+from benchmarks.peers import patience
 
 TITLE = "python-redis-lock"
 REQUIREMENTS = ("python-redis-lock==4.0.1", "redis[hiredis]==8.1.0")
@@ -22,10 +22,9 @@ THREADS = True
 def opened(setup: Setup) -> Iterator[Callable[[], Any]]:
     import redis_lock
     from redis import Redis
-    from redis.backoff import ExponentialWithJitterBackoff
-    from redis.retry import Retry
 
-    retry = Retry(ExponentialWithJitterBackoff(base=RETRY_FIRST, cap=RETRY_MOST), RETRIES)
-    client = Redis.from_url(setup.url, max_connections=2 * setup.waiters + 8, socket_timeout=None, retry=retry)
+    client = Redis.from_url(
+        setup.url, max_connections=2 * setup.waiters + 8, socket_timeout=None, retry=patience(threads=True)
+    )
     yield lambda: redis_lock.Lock(client, setup.lock, expire=max(1, round(setup.lease)))
     client.close()

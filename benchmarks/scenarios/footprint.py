@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from aiogpulock.embedded import join
-from benchmarks.arena import contest
+from benchmarks.arena import contest, last_line
 from benchmarks.contender import Order
 from benchmarks.peers import OURS, ROOT
 from benchmarks.results import Column, Result, Row, Table
@@ -72,7 +72,9 @@ def _wheel(stage: Stage) -> Rows:
     stage.say("the wheel")
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, str(ROOT)]
-        subprocess.run(command, check=True, capture_output=True)
+        built = subprocess.run(command, capture_output=True, text=True, check=False)
+        if built.returncode:
+            raise RuntimeError(f"the wheel was not built: {last_line(built.stderr)}")
         (wheel,) = Path(folder).glob("*.whl")
         return [(Row("the wheel", [float(wheel.stat().st_size)]), "B")]
 

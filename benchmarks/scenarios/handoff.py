@@ -17,11 +17,18 @@ from benchmarks.steps import handoff_steps
 
 TITLE = "Hand-off between two processes"
 
-PAUSE = 0.003
+PAUSE, LONG_PAUSE = 0.003, 0.05
 """Seconds that the holder stays while the other waits; for a lock that polls a random part of its interval more."""
-TURNS, SLOW_TURNS = 81, 9
-"""Of a batch; the latter for a lock that polls seldom."""
+TURNS, SLOW_TURNS, QUICK_SLOW_TURNS = 81, 9, 3
+"""Of a batch; the latter for long holds, and for a lock that polls seldom."""
 SELDOM = 0.05
+COLUMNS = [
+    Column("p50", "s"), Column("p99", "s"), Column("samples", "n"), Column("against the floor", "x"),
+    Column("p50, held 50 ms", "s"), Column("against the floor, held 50 ms", "x"),
+    Column("cross over", "%"), Column("of so many hand-offs", "n"),
+]  # fmt: skip
+FEW = 50
+"""Hand-offs that tell nothing of how fair a lock is."""
 GREEDY = Order(rounds=10**6, hold=0.001, seconds=0.4)
 """Whoever releases asks again at once: a lock that is not fair stays where it is."""
 
@@ -33,6 +40,8 @@ class Course:
     crew: list[Contender]
     seconds: list[float] = field(default_factory=list)
     """Of hand-offs from one process to the other, which waits alone."""
+    after_long: list[float] = field(default_factory=list)
+    """The same after long holds: by then the processors sleep, and their caches are full of other things."""
     greedy: list[bool] = field(default_factory=list)
     """Of hand-offs that both processes want: whether each reached the other one."""
 
@@ -42,37 +51,43 @@ class Course:
 
     @property
     def crossing(self) -> float | None:
-        """Per cent."""
-        return 100 * sum(self.greedy) / len(self.greedy) if self.greedy else None
+        """Per cent; None: too few to tell."""
+        return 100 * sum(self.greedy) / len(self.greedy) if len(self.greedy) >= FEW else None
 
 
 def run(stage: Stage) -> Result:
     """Two processes take turns. One holds the lock, the other one waits for it alone, and after 3 ms it is released.
 
-    A lock that polls is released after a random part of its interval more: what it takes hangs on when it looked last.
-    Batches of all contestants alternate.
+    In a second run it is held for 50 ms: by then processors sleep and caches are cold, so every contestant needs more.
 
-    A second run, in which both ask again at once, shows how many hand-offs cross over to the other process. It counts
+    A lock that polls is released after a random part of its interval more: what it takes depends on when it looked
+    last. Batches of all contestants alternate.
+
+    A third run, in which both ask again at once, shows how many hand-offs cross over to the other process. It counts
     only while both want the lock.
     """
     push = floor("push_and_claim")
     courses, absent = _start(stage, [OURS, push, *stage.peers])
-    for batch in range(stage.pick(12, 1)):
-        for peer in list(courses):
+    running = dict(courses)
+    for batch in range(stage.pick(8, 1)):
+        for peer in list(running):
             stage.say(f"batch {batch + 1}: {peer.title}")
             try:
-                _batch(courses[peer], greedy=peer is not push)
+                _batch(courses[peer], stage.pick(SLOW_TURNS, QUICK_SLOW_TURNS), greedy=peer is not push)
             except DoesNotRunError as error:
                 if peer not in stage.peers:
                     raise
-                stage.arena.dismiss(courses.pop(peer).crew)
-                absent.append(_absent(peer, error))
+                stage.arena.dismiss(running.pop(peer).crew)
+                stage.arena.failures[peer.title, str(error)] += 1
+                if not courses[peer].seconds:
+                    del courses[peer]
+                    absent.append(Row.absent(peer.title, str(error), COLUMNS))
     stage.say("server time of the scripts")
     scripts = script_times(stage.arena.server, lambda: take_turns(courses[OURS].crew, TURNS, lambda: PAUSE))
-    stage.arena.dismiss([contender for course in courses.values() for contender in course.crew])
+    stage.arena.dismiss([contender for course in running.values() for contender in course.crew])
     stage.say("steps")
     steps = handoff_steps(stage.arena, stage.pick(401, 41), PAUSE)
-    table = _table(courses, absent, courses[push].p50)
+    table = _table(courses, absent, courses[push])
     return Result("handoff", TITLE, run.__doc__ or "", [table, steps, scripts], _targets(courses, push, stage.peers), [
         Dots("handoff", TITLE, table.title, "p50", "p99"),
         Bars("fairness", "Hand-offs that reach the other process", table.title, "cross over"),
@@ -84,42 +99,41 @@ def _start(stage: Stage, cast: list[Peer]) -> tuple[dict[Peer, Course], list[Row
     absent: list[Row] = []
     for peer in cast:
         stage.say(f"start {peer.title}")
+        crew: list[Contender] = []
         try:
-            crew = stage.arena.crew(peer, 2, "handoff")
+            crew += stage.arena.crew(peer, 2, "handoff")
             contest(crew, Order(rounds=2, hold=PAUSE, seconds=15))
         except DoesNotRunError as error:
-            absent.append(_absent(peer, error))
+            if peer not in stage.peers:
+                raise
+            stage.arena.dismiss(crew)
+            absent.append(Row.absent(peer.title, str(error), COLUMNS))
         else:
             courses[peer] = Course(crew)
     return courses, absent
 
 
-def _absent(peer: Peer, error: DoesNotRunError) -> Row:
-    return Row(peer.title, [str(error), *[None] * 5])
-
-
-def _batch(course: Course, *, greedy: bool) -> None:
+def _batch(course: Course, slow_turns: int, *, greedy: bool) -> None:
     polls = course.crew[0].peer.polls
-    turns = SLOW_TURNS if polls > SELDOM else TURNS
+    turns = slow_turns if polls > SELDOM else TURNS
     course.seconds += take_turns(course.crew, turns, lambda: PAUSE + random.uniform(0, polls))
+    course.after_long += take_turns(course.crew, slow_turns, lambda: LONG_PAUSE + random.uniform(0, polls))
     if greedy:
         course.greedy += [
             hand_off.crossed for hand_off in hand_offs(contest(course.crew, GREEDY)) if hand_off.contended
         ]
 
 
-def _table(courses: dict[Peer, Course], absent: list[Row], least: float) -> Table:
+def _table(courses: dict[Peer, Course], absent: list[Row], least: Course) -> Table:
     rows = []
     for peer, course in courses.items():
-        seconds = spread(course.seconds)
+        seconds, after_long = spread(course.seconds), spread(course.after_long)
         wanted = float(len(course.greedy)) if course.greedy else None
-        rows.append(Row(peer.title, [seconds.p50, seconds.p99, float(seconds.count), seconds.p50 / least,
-                                     course.crossing, wanted]))  # fmt: skip
-    columns = [
-        Column("p50", "s"), Column("p99", "s"), Column("samples", "n"), Column("against the floor", "x"),
-        Column("cross over", "%"), Column("of so many hand-offs", "n"),
-    ]  # fmt: skip
-    return Table("from one body to the next", columns, rows + absent)
+        rows.append(Row(peer.title, [
+            seconds.p50, seconds.p99, float(seconds.count), seconds.p50 / least.p50,
+            after_long.p50, after_long.p50 / spread(least.after_long).p50, course.crossing, wanted,
+        ]))  # fmt: skip
+    return Table("from one body to the next", COLUMNS, rows + absent)
 
 
 def _targets(courses: dict[Peer, Course], push: Peer, peers: Sequence[Peer]) -> list[Target]:

@@ -47,8 +47,8 @@ def run(stage: Stage) -> Result:
                                cost.server / cost.locks]))  # fmt: skip
     columns = [
         Column("pipelines per beat", "n"), Column("reads of the server", "n"),
-        Column("CPU of the client", "s"), Column("per lock", "s"),
-        Column("CPU of the server", "s"), Column("per lock", "s"),
+        Column("CPU of the client", "s"), Column("client, per lock", "s"),
+        Column("CPU of the server", "s"), Column("server, per lock", "s"),
     ]  # fmt: skip
     table = Table("one beat of all locks", columns, rows, NOTE)
     most = costs[-1]
@@ -65,6 +65,7 @@ async def _measure(stage: Stage, beats: int) -> list[Cost]:
     async with GpuLockManager(stage.arena.server.url, max_wait_time=30, **settings) as manager:
         async with manager.lock("warm"):
             pass
+        await asyncio.sleep(1.5 * INTERVAL)
         idle = await _spent(stage, beats)
         for locks in stage.pick(SIZES, SIZES[::2]):
             stage.say(f"{locks} locks")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from aiogpulock import GpuLockManager, GpuLockMonitor
+from aiogpulock.errors import ManagerClosedError
 from benchmarks.results import Column, Result, Row, Table, at_most
 from benchmarks.scenarios import Stage
 
@@ -83,8 +85,9 @@ async def _measure(stage: Stage, rounds: int) -> list[Cost]:
 
 
 async def _wait(manager: GpuLockManager, name: str) -> None:
-    async with manager.lock(name):
-        pass
+    with suppress(ManagerClosedError):  # interrupted
+        async with manager.lock(name):
+            pass
 
 
 def _forget(stage: Stage) -> None:
