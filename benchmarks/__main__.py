@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import plots, prose
 from benchmarks.arena import Arena, descriptor_limit, raise_descriptor_limit
-from benchmarks.environment import describe, without_settings
+from benchmarks.environment import NOT_INSTALLED, describe, describe_peers, without_settings
 from benchmarks.peers import NAMES as PEERS
 from benchmarks.peers import ROOT, Peer, peers
 from benchmarks.results import Report, Result
@@ -119,13 +119,21 @@ def _run(arguments: argparse.Namespace, console: Console, report: Report, result
     began = time.monotonic()
     with Arena() as arena, Progress(*columns, console=console, refresh_per_second=1) as progress:
         bar = progress.add_task("", total=len(arguments.scenarios))
+        report.environment |= describe(arena.server) | {"command": arguments.command}
         cast = _cast(arguments.peers, lambda text: progress.update(bar, description=text))
-        report.environment |= describe(arena.server, cast) | {"command": arguments.command}
+        report.environment |= describe_peers(cast)
+        if arguments.publish and NOT_INSTALLED in report.environment:
+            _keep(report, results)
+            return
         for name in arguments.scenarios:
             report.results.append(_one(name, arena, cast, quick=arguments.quick, progress=progress, bar=bar))
             report.environment["duration"] = f"{(time.monotonic() - began) / 60:.1f} minutes"
-            results.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+            _keep(report, results)
             progress.advance(bar)
+
+
+def _keep(report: Report, results: Path) -> None:
+    results.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
 
 
 def _cast(chosen: Sequence[str], say: Callable[[str], None]) -> list[Peer]:
@@ -185,7 +193,7 @@ def _unfit(report: Report) -> str:
     """Why this is not to be published, if it is not."""
     if failed := [result.scenario for result in report.results if result.error]:
         return f"{', '.join(failed)} failed"
-    if absent := report.environment.get("not installed"):
+    if absent := report.environment.get(NOT_INSTALLED):
         return f"{absent} could not be installed"
     whole = [result.scenario for result in report.results] == [*NAMES]
     asked = "--publish" in report.environment["command"].split()
@@ -215,5 +223,6 @@ if __name__ == "__main__":
     os.environ.clear()
     os.environ.update(variables)
     for ending in (signal.SIGTERM, signal.SIGHUP):  # no server and no process is left behind
-        signal.signal(ending, signal.default_int_handler)
+        if signal.getsignal(ending) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(ending, signal.default_int_handler)
     sys.exit(main())

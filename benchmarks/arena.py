@@ -65,7 +65,8 @@ class Contender:
         try:
             python = peer.python()
         except subprocess.CalledProcessError as error:
-            raise DoesNotRunError(f"its requirements cannot be installed: {last_line(error.stderr)}") from error
+            why = last_line(str(error.stderr or error))  # of ensurepip there is no stderr
+            raise DoesNotRunError(f"its requirements cannot be installed: {why}") from error
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         self._process = subprocess.Popen(
             [python, "-m", "benchmarks.contender", peer.module, json.dumps(setup._asdict())],
@@ -230,15 +231,23 @@ class Arena:
         """A process that is ready for orders, with a lock of its peer's own. Raises `DoesNotRunError`."""
         contender = Contender(peer, setup._replace(lock=f"{peer.name}-{setup.lock}"), self.failures, env)
         self._contenders.append(contender)
-        contender.line(60)
+        try:
+            contender.line(60)
+        except BaseException:
+            self.dismiss([contender])
+            raise
         return contender
 
     def crew(self, peer: Peer, processes: int, lock: str, **setup: Any) -> list[Contender]:
         """Several of them, for one lock."""
-        return [
-            self.start(peer, Setup(self.server.url, lock, party=party, parties=processes, **setup))
-            for party in range(processes)
-        ]
+        crew: list[Contender] = []
+        try:
+            setups = (Setup(self.server.url, lock, party=each, parties=processes, **setup) for each in range(processes))
+            crew.extend(self.start(peer, one) for one in setups)  # as far as they start
+        except BaseException:
+            self.dismiss(crew)
+            raise
+        return crew
 
     @contextlib.contextmanager
     def guests(self, peer: Peer, processes: int, lock: str, **setup: Any) -> Iterator[list[Contender]]:

@@ -24,7 +24,17 @@ def without_settings(*kept: str) -> dict[str, str]:
     return others | {"AIOGPULOCK_CONFIG": os.devnull}
 
 
-def describe(server: RealServer, cast: Sequence[Peer]) -> dict[str, str]:
+NOT_INSTALLED = "not installed"
+
+
+def describe_peers(cast: Sequence[Peer]) -> dict[str, str]:
+    """Their requirements, and who could not be installed."""
+    absent = [peer.title for peer in cast if not peer.is_installable]
+    there = dict.fromkeys(each for peer in cast if peer.is_installable for each in peer.requirements)
+    return {"peers": ", ".join(there)} | ({NOT_INSTALLED: ", ".join(absent)} if absent else {})
+
+
+def describe(server: RealServer) -> dict[str, str]:
     """The machine, the versions and the time, as a reader of the figures wants to know them."""
     with server.client() as client:
         info = client.info("server")
@@ -39,8 +49,6 @@ def describe(server: RealServer, cast: Sequence[Peer]) -> dict[str, str]:
         "aiogpulock": version("aiogpulock"),
         "server": f"{name} {info.get('valkey_version') or info['redis_version']}, unix socket",
         "redis-py": f"{version('redis')} (hiredis {version('hiredis')})",
-        "peers": ", ".join(dict.fromkeys(each for peer in cast for each in peer.requirements)),
-        **({"not installed": ", ".join(absent)} if (absent := [p.title for p in cast if not p.is_installable]) else {}),
     }
 
 

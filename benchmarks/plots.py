@@ -290,7 +290,7 @@ def _label_below(axes: Axes, table: Table, drawn: Collection[str], x: str = "") 
 def _ticks(limits: tuple[float, float]) -> LogLocator:
     """Decades, and what is between them where they are few."""
     least, most = limits
-    return LogLocator(subs=(1.0,) if most > 1000 * least else (1.0, 2.0, 5.0))
+    return LogLocator(subs=(1.0,) if most > 3000 * least else (1.0, 2.0, 5.0))
 
 
 def _figure_axis(axis: Any, unit: Unit) -> None:

@@ -55,18 +55,18 @@ class Peer:
         if not self.requirements:
             return sys.executable
         with _making:
-            if self.requirements in _failed:
-                raise _failed[self.requirements]
+            if self.module in _failed:
+                raise _failed[self.module]
             try:
                 return self._environment()
             except subprocess.CalledProcessError as error:
-                _failed[self.requirements] = error
+                _failed[self.module] = error
                 raise
 
     @property
     def is_installable(self) -> bool:
         """As far as it has been tried."""
-        return self.requirements not in _failed
+        return self.module not in _failed
 
     def _environment(self) -> str:
         digest = hashlib.sha256(repr((sys.version, self.requirements)).encode()).hexdigest()[:8]
@@ -81,8 +81,8 @@ class Peer:
 
 
 _making = threading.Lock()
-_failed: dict[tuple[str, ...], subprocess.CalledProcessError] = {}
-"""Requirements that cannot be installed are tried once."""
+_failed: dict[str, subprocess.CalledProcessError] = {}
+"""By module: what cannot be installed is tried once."""
 
 RETRIES, RETRY_FIRST, RETRY_MOST = 10, 0.01, 1
 """How often, and after how many seconds at first and at most, `redis.Redis()` of 8.1 tries again, which `from_url`

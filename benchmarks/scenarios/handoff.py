@@ -101,7 +101,7 @@ def _start(stage: Stage, cast: list[Peer]) -> tuple[dict[Peer, Course], list[Row
         stage.say(f"start {peer.title}")
         crew: list[Contender] = []
         try:
-            crew += stage.arena.crew(peer, 2, "handoff")
+            crew = stage.arena.crew(peer, 2, "handoff")
             contest(crew, Order(rounds=2, hold=PAUSE, seconds=15))
         except DoesNotRunError as error:
             if peer not in stage.peers:

@@ -106,6 +106,8 @@ class Course:
         """Each size once, as far as the time goes; a size that was not served whole is not tried again."""
         for crowd, before in self.found.items():
             runs = before if isinstance(before, list) else []
+            if self._peer is OURS and self._left < 1:
+                raise DoesNotRunError("its time was over before all waiters were tried")
             if self._left < 1 or (runs and not runs[0].complete):
                 continue
             begun = time.monotonic()

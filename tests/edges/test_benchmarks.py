@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Timer
-from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
@@ -419,7 +418,7 @@ def test_what_a_hand_off_takes_is_told_where_all_were_served() -> None:
 
 def test_a_waiter_of_this_library_that_is_not_served_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiters, "_serve", lambda *_, **__: waiters.Figures(9, 10, 0.1, 2.0, 60.0, 0.1, 18.0, ""))
-    stage = cast(Stage, SimpleNamespace(pick=lambda full, quick: quick))
+    stage = cast(Stage, None)
     course = waiters.Course(peers()[0], [(2, 10)], 5.0)
     course.run(stage)
     assert course.found[2, 10][0].served == 9  # type: ignore[union-attr]
