@@ -11,6 +11,7 @@ from importlib import resources
 import redis
 
 from aiogpulock.keys import lock_keys
+from benchmarks.floors.shipped_scripts import TERMS, acquire_arguments
 from benchmarks.results import NOT_MEASURABLE, Column, Row, Table
 from tests.servers import RealServer
 
@@ -152,7 +153,7 @@ class _Twice:
 
     def once(self) -> None:
         for _ in range(2):
-            self._client.evalsha(self._script, len(self._keys), *self._keys, 2000, 0, "")
+            self._client.evalsha(self._script, len(self._keys), *self._keys, *TERMS)
 
 
 class _Pair:
@@ -166,10 +167,9 @@ class _Pair:
 
     def once(self) -> None:
         holder = secrets.token_hex(16)
-        asked = (holder, 0, "inbox", "push", 30_000, 90_000, 60_000, 600_000, 0, 0, -1, 1, "benchmark", PROCESS)
-        _, token, *_ = self._call(self._acquire, *asked)
+        _, token, *_ = self._call(self._acquire, *acquire_arguments(holder, PROCESS))
         self._call(self._release, holder, token, "normal")
 
     def _call(self, script: str, *arguments: object) -> list[int]:
-        reply: list[int] = self._client.evalsha(script, len(self._keys), *self._keys, 2000, 0, "", *arguments)
+        reply: list[int] = self._client.evalsha(script, len(self._keys), *self._keys, *TERMS, *arguments)
         return reply

@@ -11,10 +11,11 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.arena import Arena, Contender, contest, take_turns
-from benchmarks.contender import Order, Setup
+from benchmarks.contender import Order
 from benchmarks.measure import spread
 from benchmarks.peers import load
 from benchmarks.results import Column, Row, Table
+from benchmarks.traced import trace_of
 
 STEPS = (
     (0, "leaving", ""),
@@ -105,13 +106,9 @@ def _split(leaving: float, entered: float, sent: Sequence[float]) -> tuple[float
 
 
 def _traced_crew(arena: Arena, folder: Path, of: str) -> tuple[list[Contender], list[Path]]:
-    """Two processes, the floor's in its ring."""
-    paths = [folder / f"{party}.json" for party in range(2)]
-    crew = []
-    for party, path in enumerate(paths):
-        options = {"trace": str(path), "of": of}
-        crew.append(arena.start(load("traced"), Setup(arena.server.url, of, party=party, parties=2, options=options)))
-    return crew, paths
+    """Two processes, and their traces."""
+    crew = arena.crew(load("traced"), 2, of, options={"folder": str(folder), "of": of})
+    return crew, [trace_of(folder, party) for party in range(2)]
 
 
 def _steps(path: Path) -> list[tuple[float, str]]:

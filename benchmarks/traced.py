@@ -1,6 +1,6 @@
 """A contestant on redis-py's connections, and a trace: when each step of a hand-off was taken.
 
-`setup.options` name the trace's file and whom to trace: a module of this package. The rest is the contestant's.
+`setup.options` name the folder of the traces and whom to trace: a module of this package. The rest is the contestant's.
 """
 
 from __future__ import annotations
@@ -22,11 +22,16 @@ REQUIREMENTS = ()
 @asynccontextmanager
 async def opened(setup: Setup) -> AsyncIterator[Callable[[], Any]]:
     options = dict(setup.options)
-    trace = Trace(Path(options.pop("trace")))
+    trace = Trace(trace_of(Path(options.pop("folder")), setup.party))
     traced = importlib.import_module(f"benchmarks.{options.pop('of')}")
     async with traced.opened(setup._replace(options=options)) as make:
         trace.connections()
         yield lambda: Traced(make(), trace)
+
+
+def trace_of(folder: Path, party: int) -> Path:
+    """The trace of one process."""
+    return folder / f"{party}.json"
 
 
 class Trace:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
-from benchmarks.arena import Contender, DoesNotRunError, contest, take_turns
+from benchmarks.arena import Arena, Contender, contest, take_turns
+from benchmarks.batches import Field
 from benchmarks.contender import Order
 from benchmarks.measure import hand_offs, spread
 from benchmarks.peers import OURS, Peer, floor
@@ -33,16 +34,16 @@ GREEDY = Order(rounds=10**6, hold=0.001, seconds=0.4)
 """Whoever releases asks again at once: a lock that is not fair stays where it is."""
 
 
-@dataclass
+@dataclasses.dataclass
 class Course:
     """One contestant's samples."""
 
-    crew: list[Contender]
-    seconds: list[float] = field(default_factory=list)
+    crew: list[Contender] = dataclasses.field(default_factory=list)
+    seconds: list[float] = dataclasses.field(default_factory=list)
     """Of hand-offs from one process to the other, which waits alone."""
-    after_long: list[float] = field(default_factory=list)
+    after_long: list[float] = dataclasses.field(default_factory=list)
     """The same after long holds: by then the processors sleep, and their caches are full of other things."""
-    greedy: list[bool] = field(default_factory=list)
+    greedy: list[bool] = dataclasses.field(default_factory=list)
     """Of hand-offs that both processes want: whether each reached the other one."""
 
     @property
@@ -67,50 +68,27 @@ def run(stage: Stage) -> Result:
     only while both want the lock.
     """
     push = floor("push_and_claim")
-    courses, absent = _start(stage, [OURS, push, *stage.peers])
-    running = dict(courses)
-    for batch in range(stage.pick(8, 1)):
-        for peer in list(running):
-            stage.say(f"batch {batch + 1}: {peer.title}")
-            try:
-                _batch(courses[peer], stage.pick(SLOW_TURNS, QUICK_SLOW_TURNS), greedy=peer is not push)
-            except DoesNotRunError as error:
-                if peer not in stage.peers:
-                    raise
-                stage.arena.dismiss(running.pop(peer).crew)
-                stage.arena.failures[peer.title, str(error)] += 1
-                if not courses[peer].seconds:
-                    del courses[peer]
-                    absent.append(Row.absent(peer.title, str(error), COLUMNS))
+    field = Field(stage, [OURS, push, *stage.peers], Course, COLUMNS)
+    field.start(lambda peer, course: _start(stage.arena, peer, course))
+    slow_turns = stage.pick(SLOW_TURNS, QUICK_SLOW_TURNS)
+    for number in range(stage.pick(8, 1)):
+        field.batch(number, lambda peer, course: _batch(course, slow_turns, greedy=peer is not push))
+    courses = field.courses
     stage.say("server time of the scripts")
     scripts = script_times(stage.arena.server, lambda: take_turns(courses[OURS].crew, TURNS, lambda: PAUSE))
-    stage.arena.dismiss([contender for course in running.values() for contender in course.crew])
+    field.dismiss()
     stage.say("steps")
     steps = handoff_steps(stage.arena, stage.pick(401, 41), PAUSE)
-    table = _table(courses, absent, courses[push])
+    table = _table(courses, field.absent, courses[push])
     return Result("handoff", TITLE, run.__doc__ or "", [table, steps, scripts], _targets(courses, push, stage.peers), [
         Dots("handoff", TITLE, table.title, "p50", "p99"),
         Bars("fairness", "Hand-offs that reach the other process", table.title, "cross over"),
     ])  # fmt: skip
 
 
-def _start(stage: Stage, cast: list[Peer]) -> tuple[dict[Peer, Course], list[Row]]:
-    courses: dict[Peer, Course] = {}
-    absent: list[Row] = []
-    for peer in cast:
-        stage.say(f"start {peer.title}")
-        crew: list[Contender] = []
-        try:
-            crew = stage.arena.crew(peer, 2, "handoff")
-            contest(crew, Order(rounds=2, hold=PAUSE, seconds=15))
-        except DoesNotRunError as error:
-            if peer not in stage.peers:
-                raise
-            stage.arena.dismiss(crew)
-            absent.append(Row.absent(peer.title, str(error), COLUMNS))
-        else:
-            courses[peer] = Course(crew)
-    return courses, absent
+def _start(arena: Arena, peer: Peer, course: Course) -> None:
+    course.crew = arena.crew(peer, 2, "handoff")
+    contest(course.crew, Order(rounds=2, hold=PAUSE, seconds=15))
 
 
 def _batch(course: Course, slow_turns: int, *, greedy: bool) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
 
 from benchmarks.arena import Arena, Contender, DoesNotRunError, contest
-from benchmarks.contender import Order, Setup
+from benchmarks.batches import Field
+from benchmarks.contender import Order
 from benchmarks.measure import spread
 from benchmarks.peers import OURS, Peer, floor
 from benchmarks.python_costs import acquire_costs
@@ -49,67 +50,47 @@ def run(stage: Stage) -> Result:
     )  # fmt: skip
 
 
-@dataclass
+@dataclasses.dataclass
 class Course:
     """One contestant's cycles of acquire and release. CPU in seconds, of all of them."""
 
-    contender: Contender
-    cycles: list[float] = field(default_factory=list)
+    crew: list[Contender] = dataclasses.field(default_factory=list)
+    """One process."""
+    seconds: list[float] = dataclasses.field(default_factory=list)
     client: float = 0.0
     server: float = 0.0
 
     @property
     def p50(self) -> float:
-        return spread(self.cycles).p50
+        return spread(self.seconds).p50
 
 
 def _contest(stage: Stage, cast: list[Peer], least: Peer) -> tuple[Table, dict[Peer, Course]]:
-    courses, absent = _start(stage, cast)
-    running = dict(courses)
-    for batch in range(stage.pick(24, 2)):
-        stage.say(f"batch {batch + 1}")
-        for peer in list(running):
-            try:
-                _batch(stage.arena, courses[peer])
-            except DoesNotRunError as error:
-                if peer not in stage.peers:
-                    raise
-                stage.arena.dismiss([running.pop(peer).contender])
-                stage.arena.failures[peer.title, str(error)] += 1
-                absent += [] if courses[peer].cycles else [Row.absent(peer.title, str(error), COLUMNS)]
-    stage.arena.dismiss([course.contender for course in running.values()])
-    rows = [_row(peer, course, courses[least].p50) for peer, course in courses.items() if course.cycles]
-    return Table("one acquire and release", COLUMNS, rows + absent), courses
+    field = Field(stage, cast, Course, COLUMNS)
+    field.start(lambda peer, course: _start(stage, peer, course))
+    for number in range(stage.pick(24, 2)):
+        field.batch(number, lambda peer, course: _batch(stage.arena, course))
+    field.dismiss()
+    rows = [_row(peer, course, field.courses[least].p50) for peer, course in field.courses.items()]
+    return Table("one acquire and release", COLUMNS, rows + field.absent), field.courses
 
 
-def _start(stage: Stage, cast: list[Peer]) -> tuple[dict[Peer, Course], list[Row]]:
-    courses: dict[Peer, Course] = {}
-    absent: list[Row] = []
-    for peer in cast:
-        stage.say(f"start {peer.title}")
-        try:
-            courses[peer] = Course(stage.arena.start(peer, Setup(stage.arena.server.url, "uncontended")))
-            contest([courses[peer].contender], Order(rounds=BATCH, seconds=stage.pick(6.0, 0.3)))  # warm
-        except DoesNotRunError as error:
-            if peer not in stage.peers:
-                raise
-            if course := courses.pop(peer, None):
-                stage.arena.dismiss([course.contender])
-            absent.append(Row.absent(peer.title, str(error), COLUMNS))
-    return courses, absent
+def _start(stage: Stage, peer: Peer, course: Course) -> None:
+    course.crew = stage.arena.crew(peer, 1, "uncontended")
+    contest(course.crew, Order(rounds=BATCH, seconds=stage.pick(6.0, 0.3)))  # warm
 
 
 def _batch(arena: Arena, course: Course) -> None:
     before = arena.usage()
-    rounds = FEW if course.cycles and course.cycles[0] > SLOW else BATCH
-    (answer,) = contest([course.contender], Order(rounds=rounds))
+    rounds = FEW if course.seconds and course.seconds[0] > SLOW else BATCH
+    (answer,) = contest(course.crew, Order(rounds=rounds))
     if not answer.holds:
         raise DoesNotRunError(answer.errors[0] if answer.errors else "it acquired nothing")
     course.server += arena.usage().since(before).cpu
     course.client += answer.cpu
-    course.cycles += [hold.left - hold.asked for hold in answer.holds]
+    course.seconds += [hold.left - hold.asked for hold in answer.holds]
 
 
 def _row(peer: Peer, course: Course, least: float) -> Row:
-    count, p50, p99 = spread(course.cycles)
+    count, p50, p99 = spread(course.seconds)
     return Row(peer.title, [p50, p99, float(count), p50 / least, course.client / count, course.server / count])

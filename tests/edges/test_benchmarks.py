@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Timer
+from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
@@ -20,10 +22,11 @@ from rich.progress import Progress
 import benchmarks.__main__ as benchmarks_main
 from benchmarks.__main__ import main
 from benchmarks.arena import Answer, Arena, Contender, DoesNotRunError, contest
+from benchmarks.batches import Field
 from benchmarks.contender import Hold, Order, Setup
 from benchmarks.environment import without_settings
 from benchmarks.measure import hand_offs, highest_median, overlaps, spread
-from benchmarks.peers import OURS, peers
+from benchmarks.peers import OURS, Peer, peers
 from benchmarks.prose import END, START, SUMMARY, figures, filled, markdown, targets
 from benchmarks.results import Bars, Column, Report, Result, Row, Table, at_most, shown
 from benchmarks.scenarios import NAMES, Scenario, Stage, handoff, inference, load, recovery, waiters
@@ -424,3 +427,26 @@ def test_a_waiter_of_this_library_that_is_not_served_fails_the_run(monkeypatch: 
     assert course.found[2, 10][0].served == 9  # type: ignore[union-attr]
     with pytest.raises(DoesNotRunError, match="9 of 10 waiters were served"):
         waiters.Course(OURS, [(2, 10)], 5.0).run(stage)
+
+
+def test_a_peer_that_fails_drops_out_and_keeps_the_samples_it_has() -> None:
+    early, late, *_ = peers()
+    arena = SimpleNamespace(dismiss=lambda crew: None, failures=Counter[tuple[str, str]]())
+    stage = cast(Stage, SimpleNamespace(peers=[early, late], say=lambda text: None, arena=arena))
+    field = Field(stage, [OURS, early, late], handoff.Course, handoff.COLUMNS)
+
+    def batch(number: int, fails: Peer) -> None:
+        def step(peer: Peer, course: handoff.Course) -> None:
+            if peer is fails:
+                raise DoesNotRunError("it ended")
+            course.seconds.append(float(number))
+
+        field.batch(number, step)
+
+    batch(0, fails=early)
+    batch(1, fails=late)
+    assert {peer: course.seconds for peer, course in field.courses.items()} == {OURS: [0.0, 1.0], late: [0.0]}
+    assert field.absent == [Row.absent(early.title, "it ended", handoff.COLUMNS)]
+    assert arena.failures == {(early.title, "it ended"): 1, (late.title, "it ended"): 1}
+    with pytest.raises(DoesNotRunError, match="it ended"):
+        batch(2, fails=OURS)
