@@ -17,6 +17,7 @@ import msgspec
 
 from aiogpulock import GpuLockError, GpuLockManager, Lease, clock
 from aiogpulock.gpu import numbering
+from tests.gpu.looks import wait_for_looks
 from tests.nvml_sim import Simulation
 
 
@@ -49,6 +50,11 @@ class Holder:
         except GpuLockError as error:
             return {"error": type(error).__name__, "text": str(error), "seconds": clock.now() - begun}
         return {"at": clock.now(), "seconds": clock.now() - begun}
+
+    async def look(self) -> dict[str, Any]:
+        """Wait for the first look of the last hold."""
+        wait_for_looks()
+        return {}
 
     async def use(self, size: int) -> dict[str, Any]:
         self._sim.use(0, size)

@@ -25,6 +25,7 @@ from aiogpulock.gpu.records import Gpu, MemoryReading, ProcessMemory
 from aiogpulock.gpu.report import MemoryReport
 from aiogpulock.keys import lock_keys
 from aiogpulock.verdicts import Verdicts
+from tests.gpu.looks import behind_the_devices_figure
 from tests.gpu.processes import Told
 from tests.gpu.test_report import NAMED
 from tests.nvml_sim import GiB, Simulation, uuid
@@ -316,14 +317,16 @@ def test_a_leak_of_a_process_that_takes_turns_with_another_is_named(
 async def test_a_leak_in_the_first_line_of_a_body_is_named_where_the_list_of_processes_is_slow(
     gpu_manager: GpuLockManager, sim: Simulation
 ) -> None:
-    sim.call("compute").delay_ms = 4  # the lock takes less
+    sim.call("compute").delay_ms = 4
     sim.use(0, size := 4 * GiB)
     leases = []
     for leaks in (True, False, True, False, False, False):
-        async with gpu_manager.lock(0) as lease:
-            size += GiB if leaks else 0
-            sim.use(0, size)
-            await asyncio.sleep(0.05)
+        with behind_the_devices_figure(gpu_manager, sim):
+            lease = await gpu_manager.lock(0).acquire()
+        size += GiB if leaks else 0
+        sim.use(0, size)
+        await asyncio.sleep(0.05)
+        await lease.release()
         leases.append(lease)
         await asyncio.sleep(1.2)
     assert leases[0].memory_report is not None

@@ -20,6 +20,7 @@ from aiogpulock.gpu.aliases import ONE_NAME, alias_key
 from aiogpulock.gpu.nvml import shared
 from aiogpulock.gpu.records import Gpu, NvmlError
 from aiogpulock.liveness import boot_id
+from tests.gpu.looks import wait_for_looks
 from tests.gpu.processes import Told
 from tests.nvml_sim import GiB, Simulation, uuid
 from tests.servers import RealServer
@@ -201,6 +202,7 @@ async def test_a_container_with_one_mig_device_locks_it_beside_programs_that_kno
         without_nvml.lock(1),
         gpu_manager.lock(mig) as lease,
     ):
+        wait_for_looks()
         sim.device(0, 1).unattributed = 2 * GiB
     assert lease.gpu == Gpu(mig, mig, None, "Simulated GPU MIG 1g.10gb")
     report = await eventually(lambda: lease.memory_report, description="the verdict")

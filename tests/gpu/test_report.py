@@ -21,6 +21,7 @@ from aiogpulock.gpu.nvml import shared
 from aiogpulock.gpu.report import MemoryReport
 from aiogpulock.scripts import Scripts
 from tests.gpu.conftest import no_new_threads
+from tests.gpu.looks import behind_the_devices_figure, wait_for_looks
 from tests.gpu.processes import Told
 from tests.helpers import wait_until
 from tests.nvml_sim import GiB, MiB, Simulation, uuid
@@ -38,11 +39,9 @@ async def report_of(lease: Lease) -> MemoryReport:
 
 async def leak(manager: GpuLockManager, sim: Simulation, size: int, **memory: Any) -> Lease:
     """One hold that leaves `size` bytes behind. It blocks the event loop from its first line to its last."""
-    looks = sim.call("graphics").count
     async with manager.lock(0, task_name="leaky", gpu_memory=QUICK | memory) as lease:
         if memory.get("policy") != "off":
-            wait_until(lambda: sim.call("graphics").count > looks, description="the first look")
-            time.sleep(0.005)  # noqa: ASYNC251 - which is over then
+            wait_for_looks()
         sim.use(0, size)
     return lease
 
@@ -250,7 +249,7 @@ async def test_a_manager_that_closes_gives_its_verdict_a_moment(sim: Simulation,
 async def test_what_the_dead_left_may_come_back_after_a_manager_was_closed(sim: Simulation, redis_url: str) -> None:
     manager = GpuLockManager(redis_url, gpu_memory={"nvml": "auto"}, restart_grace=0)
     async with manager, manager.lock(0) as lease:
-        await asyncio.sleep(0.05)
+        wait_for_looks()
         sim.device(0).unattributed = GiB
     assert lease.memory_report is not None
     assert lease.memory_report.status == "unverifiable"
@@ -265,7 +264,7 @@ def one_job(redis_url: str, body: Callable[[], None], settle_time: float = 60, *
         beats = {"interval": 0.2, "timeout": 5}
         manager = GpuLockManager(redis_url, gpu_memory=memory, restart_grace=0, heartbeat=beats)
         lease = await manager.lock(0).acquire()
-        await asyncio.sleep(0.02)
+        wait_for_looks()
         body()
         if left:
             await lease.release()
@@ -301,7 +300,7 @@ async def test_a_hold_that_begins_before_the_one_before_has_ended_is_judged_with
         async with slow.lock("another"):
             pass  # the server knows the scripts
         first = await slow.lock(0, gpu_memory=QUICK).acquire()
-        await asyncio.sleep(0.05)
+        wait_for_looks()
         sim.use(0, GiB)
         urgent, replied = slow.parts._urgent_client, asyncio.Event()
         exchange = urgent._exchange
@@ -325,7 +324,7 @@ async def test_a_hold_that_begins_before_the_one_before_has_ended_is_judged_with
 async def test_what_a_child_of_the_holder_keeps_is_the_holders(gpu_manager: GpuLockManager, sim: Simulation) -> None:
     child = await asyncio.create_subprocess_exec("sleep", "60")
     async with gpu_manager.lock(0, gpu_memory=QUICK) as lease:
-        await asyncio.sleep(0.05)
+        wait_for_looks()
         sim.use(0, GiB, pid=child.pid)
     report = await report_of(lease)
     child.kill()
@@ -347,7 +346,7 @@ async def test_an_orphan_of_the_holder_that_was_seen_is_not_foreign(
     orphan = int(await shell.stdout.readline())
     sim.use(0, GiB, pid=orphan)
     async with gpu_manager.lock(0, gpu_memory={"settle_time": 0.5}) as lease:
-        await asyncio.sleep(0.05)
+        wait_for_looks()
         sim.use(0, 3 * GiB, pid=orphan)
     await asyncio.sleep(0.1)
     shell.kill()
@@ -361,7 +360,7 @@ async def test_many_small_leaks_are_named_together(gpu_manager: GpuLockManager, 
     reports = []
     for number in range(1, 9):
         async with gpu_manager.lock(0, gpu_memory=QUICK) as lease:
-            await asyncio.sleep(0.02)
+            wait_for_looks()
             sim.use(0, number * 250 * MiB)
         reports.append(await report_of(lease))
     named = [number for number, report in enumerate(reports, 1) if report.status == "not_freed"]
@@ -374,7 +373,7 @@ async def test_what_is_given_back_between_holds_does_not_creep_up(gpu_manager: G
     reports = []
     for _ in range(6):
         async with gpu_manager.lock(0, gpu_memory=QUICK) as lease:
-            await asyncio.sleep(0.02)
+            wait_for_looks()
             sim.use(0, 2 * GiB + 250 * MiB)
         reports.append(await report_of(lease))
         sim.use(0, 2 * GiB)
@@ -475,8 +474,10 @@ async def test_what_was_given_back_just_before_the_lock_was_asked_for_hides_no_l
     await report_of(clean)
     sim.use(0, GiB)
     sim.call("compute").delay_ms = 100
-    async with gpu_manager.lock(0, gpu_memory=QUICK) as lease:
-        sim.use(0, 3 * GiB)
+    with behind_the_devices_figure(gpu_manager, sim):
+        lease = await gpu_manager.lock(0, gpu_memory=QUICK).acquire()
+    sim.use(0, 3 * GiB)
+    await lease.release()
     report = await report_of(lease)
     assert (report.status, report.bytes) == ("not_freed", 2 * GiB)
 
@@ -494,7 +495,7 @@ async def test_on_an_idle_gpu_the_first_hold_of_a_process_is_judged_too(
 
 async def test_a_look_that_fails_forgets_nothing_of_a_lost_hold(gpu_manager: GpuLockManager, sim: Simulation) -> None:
     lost = await gpu_manager.lock(0).acquire()
-    await asyncio.sleep(0.05)
+    wait_for_looks()
     sim.use(0, GiB)
     assert await gpu_manager.force_release(0)
     await eventually(lost.lost.is_set, description="the loss")
@@ -512,7 +513,7 @@ async def test_a_look_that_fails_forgets_nothing_of_a_lost_hold(gpu_manager: Gpu
 
 async def test_a_lost_hold_hides_no_leak_from_the_next_verdict(gpu_manager: GpuLockManager, sim: Simulation) -> None:
     lost = await gpu_manager.lock(0).acquire()
-    await asyncio.sleep(0.05)
+    wait_for_looks()
     sim.use(0, GiB)
     assert await gpu_manager.force_release(0)
     await eventually(lost.lost.is_set, description="the loss")
@@ -531,7 +532,7 @@ async def test_in_a_container_a_predecessor_that_drains_makes_no_leak_look_freed
     monkeypatch.setattr("aiogpulock.gpu.verify._in_the_initial_namespace", lambda *_: False)
     sim.device(0).unattributed = 20 * GiB
     async with gpu_manager.lock(0, gpu_memory=QUICK) as lease:
-        await asyncio.sleep(0.05)
+        wait_for_looks()
         sim.use(0, 20 * GiB)
         sim.device(0).unattributed = 0
         await asyncio.sleep(0.25)  # the second look sees nothing of that
@@ -551,9 +552,9 @@ async def test_a_hung_driver_never_stalls_the_loop(gpu_manager: GpuLockManager, 
             lags.append(time.monotonic() - begun - 0.005)
 
     measuring = asyncio.create_task(measure())
-    async with gpu_manager.lock(0):
+    async with gpu_manager.lock(0) as clean:
         pass
-    await asyncio.sleep(0.1)
+    await report_of(clean)
     holds, until = 0, time.monotonic() + 5
     with sim.hung("compute"):
         while time.monotonic() < until:
@@ -602,7 +603,7 @@ def test_a_leak_is_named_beside_an_active_next_holder_and_after_a_draining_prede
     leaky, other = start_holder(settle_time=0.3), start_holder()
     sim.device(0).unattributed = draining
     leaky.do("acquire")
-    time.sleep(0.05)
+    leaky.do("look")
     sim.device(0).unattributed = 0
     leaky.do("use", size=GiB)
     other.begin_to("acquire")
@@ -621,7 +622,7 @@ def test_a_slow_reclaim_delays_nobody(start_holder: Callable[..., Told], sim: Si
     holder, other = start_holder(settle_time=2), start_holder()  # on a busy machine the other comes late
     sim.reap(after_ms=5000)
     holder.do("acquire")
-    time.sleep(0.05)
+    holder.do("look")
     holder.do("kill_a_child", size=9 * GiB)
     other.begin_to("acquire")
     holder.do("release")

@@ -28,6 +28,7 @@ from aiogpulock import (
 from aiogpulock.gpu import reclaim
 from aiogpulock.keys import lock_keys
 from aiogpulock.models import LockSnapshot
+from tests.gpu.looks import wait_for_looks
 from tests.gpu.processes import Told
 from tests.gpu.test_report import counting
 from tests.nvml_sim import GiB, MiB, Simulation, uuid
@@ -190,10 +191,10 @@ async def test_a_clean_hold_answers_for_nothing_that_an_earlier_one_left(
 ) -> None:
     """That one is told of it, when every look since has found it."""
     async with gpu_manager.lock(0):
-        await asyncio.sleep(0.05)  # the first look is over
+        wait_for_looks()
     await asyncio.sleep(0.1)
     async with gpu_manager.lock(0) as guilty:
-        await asyncio.sleep(0.05)
+        wait_for_looks()
         sim.use(0, 3 * GiB)
     await asyncio.sleep(0.15)
     for _ in range(2):
