@@ -27,7 +27,7 @@ class LockKeys:
     events: str
     fence: str
     script_keys: tuple[bytes, ...]
-    """KEYS of every script, in the order of ``lua/prelude.lua``."""
+    """KEYS of every script, in the order of ``lua/parts/state.lua``."""
 
 
 @lru_cache(maxsize=4096)

@@ -37,16 +37,36 @@ SNAPSHOT_WAITERS = 100
 SNAPSHOTS_PER_WRITE = 50
 
 
+PARTS = ("state", "seats", "messages", "records", "holding", "grant")
+"""What scripts begin with, in this order: each may use those before it."""
+LAST_PART = {
+    "heartbeat": "state",
+    "snapshot": "messages",
+    "count": "records",
+    "lift": "records",
+    "note": "records",
+    "verdict": "records",
+    "reassert": "holding",
+}
+"""Up to which a script begins with them, if not with all: Lua makes their functions anew in each call."""
+
+
 class Script(NamedTuple):
     sha: bytes
     source: bytes
 
 
+def files_of(name: str) -> tuple[str, ...]:
+    """The files of ``lua/`` that a script is made of, in order."""
+    last = LAST_PART.get(name, PARTS[-1])
+    return (*(f"parts/{part}" for part in PARTS[: PARTS.index(last) + 1]), name)
+
+
 @cache
 def load_script(name: str) -> Script:
-    """The shipped text: the prelude, then the script."""
+    """The shipped text."""
     folder = resources.files("aiogpulock") / "lua"
-    source = b"".join((folder / f"{part}.lua").read_bytes() for part in ("prelude", name))
+    source = b"".join((folder / f"{file}.lua").read_bytes() for file in files_of(name))
     return Script(hashlib.sha1(source, usedforsecurity=False).hexdigest().encode(), source)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import secrets
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
+from typing import Any
 
 import redis
 
 from aiogpulock.keys import lock_keys
+from aiogpulock.scripts import PARTS, load_script
 from benchmarks.floors.shipped_scripts import TERMS, acquire_arguments
 from benchmarks.results import NOT_MEASURABLE, Column, Row, Table
 from tests.servers import RealServer
@@ -20,11 +22,11 @@ PROCESS = '{"host":"host","boot":"00000000-0000-0000-0000-000000000000","pidns":
 
 
 def _replaced(*pairs: tuple[str, str]) -> Callable[[str], str]:
-    def edit(prelude: str) -> str:
+    def edit(parts: str) -> str:
         for text, other in pairs:
-            assert prelude.count(text) == 1, text
-            prelude = prelude.replace(text, other)
-        return prelude
+            assert parts.count(text) == 1, text
+            parts = parts.replace(text, other)
+        return parts
 
     return edit
 
@@ -34,11 +36,11 @@ def _returns_at_once(function: str, parameters: str, value: str = "") -> tuple[s
     return head, f"{head}  do return {value} end\n"
 
 
-def _without_stats(prelude: str) -> str:
-    prelude = _replaced(_returns_at_once("count", "counter"))(prelude)
-    prelude, sums = re.subn(r"\n +add\([^\n]*_ms', \w+\)", "", prelude)
+def _without_stats(parts: str) -> str:
+    parts = _replaced(_returns_at_once("count", "counter"))(parts)
+    parts, sums = re.subn(r"\n +add\([^\n]*_ms', \w+\)", "", parts)
     assert sums == 2, "those of waits and holds"
-    return prelude
+    return parts
 
 
 _READ = """  local f = redis.call('HMGET', HOLDER, 'id',"""
@@ -83,12 +85,15 @@ RECORDS: dict[str, tuple[str, Callable[[str], str]]] = {
 
 NOTE = (
     "A record: what the scripts need less when they do not keep it; the holder, without which nothing can be released: "
-    "what they need more when they keep it twice. The prelude: two calls of it alone; the holder is read in it, too."
+    "what they need more when they keep it twice. Both scripts begin with the same parts. State: two calls of that "
+    "one, less the empty scripts; the holder is read there, too. Functions: two calls of all parts, less state."
 )
-NOTHING, PRELUDE, REST, WHOLE = "two empty scripts", "prelude", "the rest", "all of acquire and release"
-PARTS = {
+NOTHING, STATE, FUNCTIONS = "two empty scripts", "state", "functions of the other parts"
+REST, WHOLE = "the rest", "all of acquire and release"
+COSTS = {
     NOTHING: "the calls",
-    PRELUDE: "its functions, which Lua makes anew in each call; the clock; who holds the lock",
+    STATE: "the clock; who holds the lock; its own functions",
+    FUNCTIONS: f"{', '.join(PARTS[1:])}: Lua makes them anew in each call",
     **{name: what for name, (what, _) in RECORDS.items()},
     REST: "the lock itself, its fence, the look at the queue, the answers",
     WHOLE: "",
@@ -97,14 +102,14 @@ PARTS = {
 
 def record_costs(server: RealServer, rounds: int) -> Table:
     """`rounds` acquire and release pairs of each variant; server time by `commandstats`."""
-    prelude = _text("prelude")
+    state, parts = _text(PARTS[:1]), _text(PARTS)
     with server.client(decode_responses=False) as client:
         variants: dict[str, Callable[[], None]] = {
-            name: _Pair(client, edit(prelude)).once for name, (_, edit) in RECORDS.items()
+            name: _Pair(client, edit(parts)).once for name, (_, edit) in RECORDS.items()
         }
-        variants[WHOLE] = _Pair(client, prelude).once
-        variants[NOTHING] = _Twice(client, "return 1").once
-        variants[PRELUDE] = _Twice(client, prelude + "return 1").once
+        variants[WHOLE] = _Pair(client, parts).once
+        for name, source in ((NOTHING, ""), (STATE, state), (FUNCTIONS, parts)):
+            variants[name] = _Twice(client, source + "return 1").once
         seconds: dict[str, list[float]] = {name: [] for name in variants}
         for _ in range(rounds // BATCH):
             for name, once in variants.items():
@@ -113,10 +118,11 @@ def record_costs(server: RealServer, rounds: int) -> Table:
     whole = medians[WHOLE]
     costs = {name: whole - medians[name] for name in RECORDS}
     costs["holder"] *= -1
-    costs |= {NOTHING: medians[NOTHING], PRELUDE: medians[PRELUDE] - medians[NOTHING]}
+    costs |= {NOTHING: medians[NOTHING], STATE: medians[STATE] - medians[NOTHING]}
+    costs[FUNCTIONS] = medians[FUNCTIONS] - medians[STATE]
     costs[REST] = whole - sum(max(0.0, cost) for cost in costs.values())
     costs[WHOLE] = whole
-    rows = [_row(name, costs[name], whole, what) for name, what in PARTS.items()]
+    rows = [_row(name, costs[name], whole, what) for name, what in COSTS.items()]
     columns = [Column("server time", "s"), Column("share", "%"), Column("what for")]
     return Table("what each record costs", columns, rows, NOTE)
 
@@ -127,8 +133,15 @@ def _row(name: str, cost: float, whole: float, what: str) -> Row:
     return Row(name, [cost, 100 * cost / whole, what])
 
 
-def _text(name: str) -> str:
-    return (resources.files("aiogpulock") / "lua" / f"{name}.lua").read_text()
+def _beginning_with(parts: str, script: str) -> str:
+    shipped, whole = _text(PARTS), load_script(script).source.decode()
+    assert whole.startswith(shipped)
+    return parts + whole.removeprefix(shipped)
+
+
+def _text(parts: Sequence[str]) -> str:
+    folder = resources.files("aiogpulock") / "lua" / "parts"
+    return "".join((folder / f"{part}.lua").read_text() for part in parts)
 
 
 def _timed(client: redis.Redis, once: Callable[[], object]) -> float:
@@ -157,19 +170,20 @@ class _Twice:
 
 
 class _Pair:
-    """Acquire and release with one variant of the prelude."""
+    """Acquire and release with one variant of their parts."""
 
-    def __init__(self, client: redis.Redis, prelude: str) -> None:
+    def __init__(self, client: redis.Redis, parts: str) -> None:
         self._client = client
         self._keys = lock_keys("records", "gpu_lock").script_keys
-        self._acquire = client.script_load(prelude + _text("acquire"))
-        self._release = client.script_load(prelude + _text("release"))
+        self._acquire, self._release = (
+            client.script_load(_beginning_with(parts, name)) for name in ("acquire", "release")
+        )
 
     def once(self) -> None:
         holder = secrets.token_hex(16)
         _, token, *_ = self._call(self._acquire, *acquire_arguments(holder, PROCESS))
         self._call(self._release, holder, token, "normal")
 
-    def _call(self, script: str, *arguments: object) -> list[int]:
+    def _call(self, script: str, *arguments: Any) -> list[int]:
         reply: list[int] = self._client.evalsha(script, len(self._keys), *self._keys, *TERMS, *arguments)
         return reply

@@ -9,7 +9,7 @@ class Edit(NamedTuple):
     """A text that is there exactly once, so that a change of the code cannot leave a bug unplanted."""
 
     file: str
-    """A script of ``lua/``, or a module of the package."""
+    """A file of ``lua/``, or a module of the package."""
     search: str
     replacement: str
 

@@ -1,6 +1,6 @@
 -- Enqueue, poll and claim are one call: a waiter asks for the lock until it is told 'held'.
 --
--- KEYS  see prelude.lua
+-- KEYS  see parts/state.lua
 -- ARGV  4 id                                5 token of the grant to claim, or 0 for whatever there is
 --       6 inbox   7 mode: push or poll      8 ms until this inbox's next check   9 ms until its seats expire
 --      10 lease, ms   11 ttl of the key, ms

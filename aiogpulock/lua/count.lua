@@ -1,6 +1,6 @@
 -- Adds a process's counters to the lock's shared ones. Idempotent by the batch's id: a lost reply is repeated.
 --
--- KEYS  see prelude.lua
+-- KEYS  see parts/state.lua
 -- ARGV  4 id of the batch   5 … counter, amount, counter, amount, …
 -- Reply {'counted'}   {'newer', protocol}
 

@@ -2,7 +2,7 @@
 -- stands is noted in Redis, so that all monitors share the note. It lapses unless each look renews it: whoever did not
 -- see the value for some rounds knows nothing of the time between, and the same text may be a live program's by now.
 --
--- KEYS  see prelude.lua
+-- KEYS  see parts/state.lua
 -- ARGV  4 the value as seen   5 ms that it must have stood, or -1: only note it   6 1: its program shows signs of life
 --       7 ms until the note lapses   8 reason   9 actor
 --       10 id of this call: the same call again, after a lost reply, answers as the first

@@ -1,6 +1,6 @@
 -- A beat renews the lease of its holder. It never creates a lock.
 --
--- KEYS  see prelude.lua
+-- KEYS  see parts/state.lua
 -- ARGV  4 id   5 token   6 lease, ms   7 ttl of the key, ms   8 the phase from now on: draining, or '' to leave it
 -- Reply {'renewed'}   {'missing'}: re-assert   {'other', value}   {'done', outcome}   {'newer', protocol}
 

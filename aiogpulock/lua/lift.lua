@@ -1,6 +1,6 @@
 -- Ends a quarantine: exactly the one that the caller saw, whoever it is: a holder that looked again, or an operator.
 --
--- KEYS  see prelude.lua
+-- KEYS  see parts/state.lua
 -- ARGV  4 the quarantine as seen (JSON, one line)   5 why   6 actor
 -- Reply {'lifted'}   {'changed', what is quarantined now (lines of JSON), or ''}   {'newer', protocol}
 

@@ -1,6 +1,6 @@
 -- Puts an alert of some process into the lock's history: a monitor finds it there and tells people. Idempotent by its id.
 --
--- KEYS  see prelude.lua
+-- KEYS  see parts/state.lua
 -- ARGV  4 id of the note   5 type   6 level   7 task   8 holder id   9 actor   10 message   11 record (JSON) or ''
 -- Reply {'noted'}   {'newer', protocol}
 

@@ -1,7 +1,7 @@
 -- Ends exactly the holder that the caller saw: a dead one (reap) or a live one (force). The grant follows in the
 -- same script, from the head: whoever reaps does not jump the queue.
 --
--- KEYS  see prelude.lua
+-- KEYS  see parts/state.lua
 -- ARGV  4 the value as seen   5 outcome: reaped or forced   6 reason   7 actor
 --       8 id of this call, or '': the same call again, after a lost reply, answers as the first
 -- Reply {'ended', more (0/1)}   {'changed', value}   {'newer', protocol}

@@ -2,7 +2,7 @@
 -- granted the lock since (its token is below the fence), or if a holder has a higher token. A holder with a
 -- lower one came back with old data: it is displaced and told.
 --
--- KEYS  see prelude.lua
+-- KEYS  see parts/state.lua
 -- ARGV  4 id   5 token   6 lease, ms   7 ttl of the key, ms   8 inbox   9 task   10 process (JSON)
 --      11 arrival, us   12 held for, ms
 -- Reply {'renewed'}   {'other', value}   {'done', outcome}   {'newer', protocol}

@@ -1,6 +1,6 @@
 -- Release and hand-off in one round trip: compare, delete, record, bump the fence, grant, publish.
 --
--- KEYS  see prelude.lua
+-- KEYS  see parts/state.lua
 -- ARGV  4 id   5 token   6 reason   7 why the GPU is quarantined from now on (JSON), or ''   8 '1': nobody has looked
 --       at the GPU since it may have been left in use, so the next holder does
 -- Reply {'released', more (0/1)}   {'done', outcome}   {'other', value}   {'newer', protocol}

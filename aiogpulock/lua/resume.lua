@@ -1,6 +1,6 @@
 -- Goes on with a grant whose walk hit its bound, after a release that has nobody else to do it.
 --
--- KEYS  see prelude.lua
+-- KEYS  see parts/state.lua
 -- ARGV  none of its own
 -- Reply {'resumed', more (0/1)}   {'newer', protocol}
 

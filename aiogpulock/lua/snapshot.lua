@@ -1,6 +1,6 @@
 -- The lock as it is, at one moment, for status, health and the monitor. Changes nothing of it.
 --
--- KEYS  see prelude.lua
+-- KEYS  see parts/state.lua
 -- ARGV  4 how many waiters to list
 -- Reply {'snapshot', now_ms, value, pttl_ms, holder hash (flat), seats in all, listed waiters, stats (flat),
 --        dead seats among those looked at, waiters without a queue (0/1),

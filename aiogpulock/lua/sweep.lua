@@ -1,6 +1,6 @@
 -- Takes the seats of the dead out of the queue, and gives a free lock to the first that lives.
 --
--- KEYS  see prelude.lua
+-- KEYS  see parts/state.lua
 -- ARGV  4 actor   5 … ids of waiters whose program has ended
 -- Reply {'swept', seats removed, more seats to look at (0/1)}   {'newer', protocol}
 

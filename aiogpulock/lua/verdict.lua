@@ -1,6 +1,6 @@
 -- Notes what became of a holder's memory after its release, in the lock's history and counters. Once per holder.
 --
--- KEYS  see prelude.lua
+-- KEYS  see parts/state.lua
 -- ARGV  4 id of the verdict   5 holder id   6 token   7 task   8 status   9 reason
 --      10 … further fields of the event: name, value, name, value, …
 -- Reply {'noted'}   {'newer', protocol}

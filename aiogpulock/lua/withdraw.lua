@@ -1,7 +1,7 @@
 -- A waiter leaves the queue; what it was granted meanwhile is handed on. Final for its id, also when the
 -- acquire that it follows is still under way and arrives later.
 --
--- KEYS  see prelude.lua
+-- KEYS  see parts/state.lua
 -- ARGV  4 id   5 reason: timeout, cancelled, …
 --       6 inbox: withdraw only what belongs to it, since a message that anybody may have sent named the id; or ''
 -- Reply {'withdrawn', was granted (0/1), more (0/1)}   {'done', outcome}   {'other'}   {'newer', protocol}

@@ -150,7 +150,7 @@ MUTANTS = (
     Mutant(
         "the next in line is not told to watch the new holder",
         "kill-grantee",
-        (Edit("lua/prelude.lua", "  if granted then\n    tell_next(unreachable)\n", "  if granted then\n"),),
+        (Edit("lua/parts/grant.lua", "  if granted then\n    tell_next(unreachable)\n", "  if granted then\n"),),
     ),
     Mutant(
         "the seats of the dead hide a crash from those behind them",

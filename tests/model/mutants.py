@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 from importlib import resources
 
+from aiogpulock.scripts import files_of
 from tests.model import test_rules
 from tests.model.configs import CONFIGS, Config
 from tests.model.explore import Explorer
@@ -28,9 +29,9 @@ def editing(mutant: Mutant) -> Callable[[str, str], str]:
     changed = {file: plant(_text(file), edits, mutant.name) for file, edits in by_file.items()}
 
     def edit_source(name: str, source: str) -> str:
-        prelude = _text("prelude")
-        assert source.startswith(prelude)
-        return changed.get("prelude", prelude) + changed.get(name, source[len(prelude) :])
+        files = {file: _text(file) for file in files_of(name)}
+        assert source == "".join(files.values())
+        return "".join(changed.get(file, text) for file, text in files.items())
 
     return edit_source
 

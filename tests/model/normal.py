@@ -16,7 +16,7 @@ from aiogpulock.keys import LockKeys
 from tests.model.store import Entry, Store
 
 TICK_MS = 1000
-POLL_SLACK = 2  # ticks; the prelude's POLL_SLACK
+POLL_SLACK = 2  # ticks; that of lua/parts/seats.lua
 BASE_MS = 1_000_000_000_000
 BASE_US = BASE_MS * 1000
 CURRENT_RUN, OLD_RUN = "c" * 40, "d" * 40

@@ -30,6 +30,13 @@ SMALL = {
 
 _DONE = "local outcome = outcome_of(id)\nif outcome then return {'done', outcome} end\n"
 _NO_DONE = "local outcome\n"
+_BEAT_MAKES_A_LOCK = Edit(
+    "heartbeat",
+    "if not holder or holder.token < token then return {'missing'} end",
+    "if not holder then redis.call('SET', LOCK, 'locked_by_task:' .. id, 'PX', ttl) redis.call('HSET', HOLDER, "
+    "'id', id, 'v', PROTOCOL, 'token', token, 'deadline', now + lease, 'lease', lease, 'phase', 'held', 'task', 'task', "
+    "'inbox', '', 'process', '', 'arrival', now_us, 'since', now, 'dirty', '') holder = read_holder() end",
+)
 
 MUTANTS = (
     Mutant(
@@ -64,7 +71,7 @@ MUTANTS = (
     Mutant(
         "a release does not move the fence",
         "test_a_released_token_is_never_reasserted_even_when_the_outcome_is_forgotten",
-        (Edit("prelude", "f.token = math.max(f.token, h.token + 1)", "f.token = math.max(f.token, h.token)"),),
+        (Edit("parts/holding", "f.token = math.max(f.token, h.token + 1)", "f.token = math.max(f.token, h.token)"),),
         ("no fence at release",),
     ),
     Mutant(
@@ -85,31 +92,31 @@ MUTANTS = (
     Mutant(
         "a polling waiter is passed over for ever",
         "polls",
-        (Edit("prelude", "if inbox.next_check + POLL_SLACK <= now then return false end", "do return false end"),),
+        (Edit("parts/grant", "if inbox.next_check + POLL_SLACK <= now then return false end", "do return false end"),),
         ("poll head",),
     ),
     Mutant(
         "a polling waiter's reservation is over when it is made",
         "test_a_polling_waiter_is_overdue_two_seconds_after_its_check",
-        (Edit("prelude", "inbox.next_check + POLL_SLACK <= now", "inbox.next_check + POLL_SLACK < now"),),
+        (Edit("parts/grant", "inbox.next_check + POLL_SLACK <= now", "inbox.next_check + POLL_SLACK < now"),),
     ),
     Mutant(
         "a bounded walk forgets where it was",
         "test_many_unreachable_waiters_do_not_hide_the_one_behind_them",
-        (Edit("prelude", "    if cursor > 0 then redis.call('HSET', FENCE, 'cursor', cursor) end\n", ""),),
+        (Edit("parts/grant", "    if cursor > 0 then redis.call('HSET', FENCE, 'cursor', cursor) end\n", ""),),
         ("no cursor",),
     ),
     Mutant(
         "a walk ends at its bound",
         "test_many_unreachable_waiters_do_not_hide_the_one_behind_them",
-        (Edit("prelude", "  return false, rank\nend", "  return false, 0\nend"),),
+        (Edit("parts/seats", "  return false, rank\nend", "  return false, 0\nend"),),
     ),
     Mutant(
         "a waiter's shorter timeout reaps somebody else's lease",
         "test_a_waiter_with_a_shorter_lease_does_not_reap_another_ones",
         (
             Edit(
-                "prelude",
+                "parts/holding",
                 "if not holder or foreign or holder.deadline > now then return end",
                 "if not holder or foreign then return end\n"
                 "  if math.min(holder.deadline, holder.since + (tonumber(ARGV[10]) or 1e15)) > now then return end",
@@ -120,33 +127,25 @@ MUTANTS = (
     Mutant(
         "a lease is reaped before its deadline",
         "lost-message",
-        (Edit("prelude", "holder.deadline > now then return end", "holder.deadline - 2000 > now then return end"),),
+        (
+            Edit(
+                "parts/holding", "holder.deadline > now then return end", "holder.deadline - 2000 > now then return end"
+            ),
+        ),
     ),
     Mutant(
         "the guard's beat lands after the release and makes a lock",
         "late",
         (
             Edit("heartbeat", _DONE, _NO_DONE),
-            Edit(
-                "heartbeat",
-                "if not holder or holder.token < token then return {'missing'} end",
-                "if not holder then write_holder({id = id, lease = lease, ttl = ttl, task = 'task', inbox = '', "
-                "process = '', arrival = now_us}, 'held', token, now + lease, '') end",
-            ),
+            _BEAT_MAKES_A_LOCK,
         ),
         ("late guard beat", "redisson#7272"),
     ),
     Mutant(
         "a beat takes a lost lock again without a word",
         "lost-data",
-        (
-            Edit(
-                "heartbeat",
-                "if not holder or holder.token < token then return {'missing'} end",
-                "if not holder then write_holder({id = id, lease = lease, ttl = ttl, task = 'task', inbox = '', "
-                "process = '', arrival = now_us}, 'held', token, now + lease, '') end",
-            ),
-        ),
+        (_BEAT_MAKES_A_LOCK,),
         ("redis-semaphore#175",),
     ),
     Mutant(
@@ -182,7 +181,7 @@ MUTANTS = (
                 "local seated = redis.call('ZREM', QUEUE, id) == 1\ndrop_seat(id)\n",
                 "local seated = true\n",
             ),
-            Edit("prelude", "  if redis.call('ZREM', QUEUE, id) == 1 then drop_seat(id) end\n", ""),
+            Edit("parts/records", "  if redis.call('ZREM', QUEUE, id) == 1 then drop_seat(id) end\n", ""),
         ),
         ("zk-ruby#49",),
     ),
@@ -191,7 +190,9 @@ MUTANTS = (
         "lost-message",
         (
             Edit(
-                "prelude", "    write_inbox(h.inbox, inbox)\n", "    write_inbox(h.inbox, inbox)\n    drop_seat(h.id)\n"
+                "parts/holding",
+                "    write_inbox(h.inbox, inbox)\n",
+                "    write_inbox(h.inbox, inbox)\n    drop_seat(h.id)\n",
             ),
         ),
         ("redisson#3004",),
@@ -201,7 +202,7 @@ MUTANTS = (
         "lost-message",
         (
             Edit(
-                "prelude",
+                "parts/seats",
                 "if not mode or tonumber(expires) <= now then return nil end",
                 "if not mode or tonumber(expires) <= now + 4000 then return nil end",
             ),
@@ -213,7 +214,7 @@ MUTANTS = (
         "cut",
         (
             Edit(
-                "prelude",
+                "parts/grant",
                 "    unreachable[seat.inbox] = undelivered   -- not reachable now: its seat stays\n",
                 "    unreachable[seat.inbox] = undelivered\n    if undelivered then drop_seat(seat.id) end\n",
             ),
@@ -222,14 +223,14 @@ MUTANTS = (
     Mutant(
         "a grant that nobody received stays",
         "test_a_grant_that_nobody_received_leaves_the_lock_free",
-        (Edit("prelude", "    if undelivered then clear_lock() end\n", ""),),
+        (Edit("parts/grant", "    if undelivered then clear_lock() end\n", ""),),
     ),
     Mutant(
         "a waiter loses its seat at the grant, not at the claim",
         "lost-message",
         (
             Edit(
-                "prelude",
+                "parts/grant",
                 "    take(seat, 'granted', now + CLAIM_WINDOW)\n",
                 "    drop_seat(seat.id)\n    take(seat, 'granted', now + CLAIM_WINDOW)\n",
             ),
@@ -238,14 +239,14 @@ MUTANTS = (
     Mutant(
         "no grace after a restart",
         "lost-data",
-        (Edit("prelude", "  grace_left = math.max(0, f.since + RESTART_GRACE - now)\n", "  grace_left = 0\n"),),
+        (Edit("parts/holding", "  grace_left = math.max(0, f.since + RESTART_GRACE - now)\n", "  grace_left = 0\n"),),
     ),
     Mutant(
         "the restart grace believes the server's uptime to the second",
         "lost-data",
         (
             Edit(
-                "prelude",
+                "parts/holding",
                 "(tonumber(info:match('uptime_in_seconds:(%d+)')) or 0) - 1)",
                 "tonumber(info:match('uptime_in_seconds:(%d+)')) or 0)",
             ),
@@ -256,7 +257,7 @@ MUTANTS = (
         "test_two_tokens_within_100_microseconds_differ",
         (
             Edit(
-                "prelude",
+                "parts/holding",
                 "f.token = math.max(f.token + 1, now_us)",
                 "f.token = tonumber(math.max(f.token + 1, now_us) .. '')",
             ),
@@ -265,7 +266,7 @@ MUTANTS = (
     Mutant(
         "a waiter that missed its window is not deaf",
         "test_a_frozen_waiter_costs_one_window_in_all_and_keeps_its_place",
-        (Edit("prelude", "    inbox.deaf = true\n", ""),),
+        (Edit("parts/holding", "    inbox.deaf = true\n", ""),),
     ),
     Mutant(
         "a withdrawn grant is not handed on",
@@ -290,44 +291,44 @@ MUTANTS = (
     Mutant(
         "a holder is watched by its own program alone",
         "test_the_first_of_another_program_watches_the_holder",
-        (Edit("prelude", "if redis.call('ZCARD', QUEUE) ~= own then", "if false then"),),
+        (Edit("parts/grant", "if redis.call('ZCARD', QUEUE) ~= own then", "if false then"),),
     ),
     Mutant(
         "who was found behind many is searched for again",
         "test_who_was_found_behind_many_is_not_searched_for_again",
-        (Edit("prelude", "redis.pcall('HSET', FENCE, 'watcher', seat.inbox)", "local _"),),
+        (Edit("parts/grant", "redis.pcall('HSET', FENCE, 'watcher', seat.inbox)", "local _"),),
     ),
     Mutant(
         "who was found behind many is told before the next in line",
         "test_the_next_in_line_is_told_before_who_was_found_behind_many",
-        (Edit("prelude", "if passed == CHUNK + 1 and not told", "if passed == 1"),),
+        (Edit("parts/grant", "if passed == CHUNK + 1 and not told", "if passed == 1"),),
     ),
     Mutant(
         "nobody on the holder's host is told where the next in line is elsewhere",
         "test_where_the_next_in_line_is_elsewhere_the_first_on_the_holders_host_is_told_too",
-        (Edit("prelude", "      return here\n", "      return true\n"),),
+        (Edit("parts/grant", "      return here\n", "      return true\n"),),
     ),
     Mutant(
         "the second inbox of the holder's program is told nothing where nobody else waits",
         "test_a_second_inbox_of_the_holders_program_watches_it_where_nobody_else_waits",
-        (Edit("prelude", "    told = told or mate and watches(mate, read_inbox(mate))\n", ""),),
+        (Edit("parts/grant", "    told = told or mate and watches(mate, read_inbox(mate))\n", ""),),
     ),
     Mutant(
         "another pid namespace of the host is taken for the same",
         "test_another_pid_namespace_of_the_host_is_elsewhere",
-        (Edit("prelude", '[^"]+","pidns":%d+,"timens":%d+', '[^"]+"'),),
+        (Edit("parts/grant", '[^"]+","pidns":%d+,"timens":%d+', '[^"]+"'),),
     ),
     Mutant(
         "the second inbox of the holder's program watches it",
         "test_a_second_inbox_of_the_holders_program_would_die_with_it",
-        (Edit("prelude", "and inbox.process == holder.process)", "and false)"),),
+        (Edit("parts/grant", "and inbox.process == holder.process)", "and false)"),),
     ),
     Mutant(
         "the search for another program ends behind sixteen of the holder's own",
         "test_another_program_behind_forty_of_the_holders_own_watches_it",
         (
             Edit(
-                "prelude",
+                "parts/grant",
                 "      passed = passed + 1\n",
                 "      passed = passed + 1\n      if passed > CHUNK then return true end\n",
             ),
@@ -337,8 +338,8 @@ MUTANTS = (
         "a program that has left is told to watch",
         "test_who_was_found_behind_many_watches_until_it_holds_or_leaves",
         (
-            Edit("prelude", "if not inbox or inbox.mode ~= 'push'", "if inbox and inbox.mode ~= 'push'"),
-            Edit("prelude", "or inbox.deaf or unreachable[name]", "or inbox and inbox.deaf or unreachable[name]"),
+            Edit("parts/grant", "if not inbox or inbox.mode ~= 'push'", "if inbox and inbox.mode ~= 'push'"),
+            Edit("parts/grant", "or inbox.deaf or unreachable[name]", "or inbox and inbox.deaf or unreachable[name]"),
         ),
     ),
     Mutant(
@@ -346,7 +347,7 @@ MUTANTS = (
         "quit",
         (
             Edit(
-                "prelude",
+                "parts/seats",
                 "redis.call('HDEL', WAITERS, '#' .. seat.inbox, '@' .. seat.inbox)",
                 "redis.call('HDEL', WAITERS, '#' .. seat.inbox)",
             ),
@@ -376,7 +377,7 @@ MUTANTS = (
     Mutant(
         "an ended id keeps a seat",
         "retry-after-data",
-        (Edit("prelude", "  if redis.call('ZREM', QUEUE, id) == 1 then drop_seat(id) end\n", ""),),
+        (Edit("parts/records", "  if redis.call('ZREM', QUEUE, id) == 1 then drop_seat(id) end\n", ""),),
     ),
     Mutant(
         "a release does not see past an older holder that came back",
@@ -388,7 +389,7 @@ MUTANTS = (
         "old-copy",
         (
             Edit(
-                "prelude",
+                "parts/holding",
                 "  elseif restart_grace_left() == 0 then\n    end_hold('reaped'",
                 "  else\n    end_hold('reaped'",
             ),
@@ -399,7 +400,7 @@ MUTANTS = (
         "old-copy",
         (
             Edit(
-                "prelude",
+                "parts/holding",
                 "  if holder.phase == 'granted' then\n    end_unclaimed()\n  elseif restart_grace_left() == 0",
                 "  if restart_grace_left() > 0 then return end\n"
                 "  if holder.phase == 'granted' then\n    end_unclaimed()\n  elseif restart_grace_left() == 0",
@@ -409,7 +410,7 @@ MUTANTS = (
     Mutant(
         "an old grant that came back ends its waiter",
         "old-copy",
-        (Edit("prelude", "  if old.phase == 'granted' then\n", "  if false then\n"),),
+        (Edit("parts/holding", "  if old.phase == 'granted' then\n", "  if false then\n"),),
     ),
     Mutant(
         "a beat leaves a lease that came back as a grant",
@@ -421,7 +422,7 @@ MUTANTS = (
         "test_a_grant_after_a_crash_while_memory_was_waited_for_is_dirty",
         (
             Edit(
-                "prelude",
+                "parts/holding",
                 "  if holder.phase == 'granted' then\n    end_unclaimed()",
                 "  if holder.phase ~= 'held' then\n    end_unclaimed()",
             ),
@@ -442,7 +443,7 @@ MUTANTS = (
     Mutant(
         "a crash leaves no mark on the next grant",
         "test_a_grant_after_a_crash_is_dirty_until_a_holder_releases",
-        (Edit("prelude", "    f.dirty = '1' ", "    f.dirty = '' "),),
+        (Edit("parts/holding", "    f.dirty = '1' ", "    f.dirty = '' "),),
     ),
     Mutant(
         "a waiter takes the lock from an older program",

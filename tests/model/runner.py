@@ -1,4 +1,4 @@
-"""Runs the shipped scripts, prelude and all, in Lua 5.1 on the model's store."""
+"""Runs the shipped scripts, all parts of them, in Lua 5.1 on the model's store."""
 
 from __future__ import annotations
 

@@ -125,7 +125,9 @@ def test_a_script_that_fails_is_no_evidence_unless_the_bug_says_so() -> None:
 
 
 def test_a_script_that_leaves_what_the_model_does_not_know_is_no_evidence() -> None:
-    unknown = Edit("prelude", "redis.call('HSET', FENCE, 'token', f.token)", "redis.call('HSET', FENCE, 'odd', 1)")
+    unknown = Edit(
+        "parts/holding", "redis.call('HSET', FENCE, 'token', f.token)", "redis.call('HSET', FENCE, 'odd', 1)"
+    )
     verdict = judge(Mutant("an unknown field", "small", (unknown,)))
     assert not verdict.killed
     assert "unknown fields of the fence: {'odd'}" in verdict.refused
