@@ -6,6 +6,7 @@ notices that the server restarted, in time to re-assert within the restart grace
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import select
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 class Guard:
     """Steps in when the loop's beat is half an interval late, for at most `max_stall` seconds per stall.
 
+    A loop that was closed closes no guard any more: its thread then releases what is held, and ends by itself.
+
     `ticked_at` tells when the loop last ran its heartbeat; `on_stall` is called once per stall, from this thread;
     `restored` after a re-assertion, on the loop when it runs again.
     """
@@ -47,6 +50,7 @@ class Guard:
         self,
         url: str,
         holds: Holds,
+        loop: asyncio.AbstractEventLoop,
         *,
         timeout: float,
         ticked_at: Callable[[], float],
@@ -55,6 +59,7 @@ class Guard:
         restored: Callable[[Hold], None],
     ) -> None:
         self._holds = holds
+        self._loop = loop
         self._timeout = timeout
         self._ticked_at = ticked_at
         self._clean_run = clean_run
@@ -101,9 +106,20 @@ class Guard:
             except Exception:  # whatever it is, the leases must be guarded
                 logger.exception("guard thread: going on after an error")
                 self._drop()
-            dropped = self._sleep()
+            if self._is_over():
+                self._stopping = True  # nobody is left to close it
+                os.close(self._wake_write)
+            else:
+                dropped = self._sleep()
         self._drop()
         os.close(self._wake_read)
+
+    def _is_over(self) -> bool:
+        """The loop was closed, and no lease is left to release."""
+        return self._loop.is_closed() and all(hold.state in ("released", "lost") for hold in self._guarded())
+
+    def _guarded(self) -> list[Hold]:
+        return [hold for hold in self._holds.all() if hold.terms.max_stall > 0]
 
     def _sleep(self) -> bool:
         """Until the next look; answers whether the connection was dropped meanwhile."""
@@ -122,10 +138,10 @@ class Guard:
         return descriptor < 0
 
     def _look(self, *, reconnected: bool) -> None:
-        guarded = [hold for hold in self._holds.all() if hold.terms.max_stall > 0]
+        guarded = self._guarded()
         if not self._connected() or not guarded:
             return
-        if guarded[0].loop.is_closed():
+        if self._loop.is_closed():
             for hold in guarded:
                 self._release(hold)
             return

@@ -107,6 +107,7 @@ class Parts:
             self._guard = Guard(
                 manager.link.url,
                 manager.holds,
+                manager.running_loop,
                 timeout=min(2.0, manager.connect_timeout),
                 ticked_at=lambda: self.heartbeat.ticked_at,
                 clean_run=manager.link.clean_run,

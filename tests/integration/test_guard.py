@@ -96,16 +96,18 @@ def test_a_guard_outlives_any_number_of_reconnects(server: RealServer, crew: Cre
     crew.may_complain.add(holder.pid)  # of the connections that it lost
     holder.tell("acquire", name="a")
     holder.expect("held")
-
-    def guards() -> list[str]:
-        return [info["id"] for info in lock.client.client_list() if info["name"] == "aiogpulock-guard"]
-
     for number in range(120):
-        (guard,) = wait_until(guards, description=f"the guard's connection, after {number} were cut", interval=0.001)
+        what = f"the guard's connection, after {number} were cut"
+        (guard,) = wait_until(lambda: guards(lock), description=what, interval=0.001)
         lock.client.client_kill_filter(_id=guard)
     holder.tell("block", seconds=2 * TIMEOUT)
     holder.expect("unblocked")
     assert holder.find("failed", timeout=0.3) is None
+
+
+def guards(lock: RawLock) -> list[str]:
+    """Their connections, by the server's ids."""
+    return [info["id"] for info in lock.client.client_list() if info["name"] == "aiogpulock-guard"]
 
 
 def test_a_server_that_hangs_is_no_blocked_loop(own_server: RealServer, lone_crew: Crew) -> None:
@@ -139,3 +141,4 @@ def test_a_lease_of_a_closed_loop_is_released_though_its_process_lives(
     held = waiter.expect("held", timeout=15)
     assert held["token"] > token
     assert lock.holder["dirty"] == "1", "what its body started may still compute"
+    wait_until(lambda: len(guards(lock)) == 1, description="the thread that has nothing to guard ends")
