@@ -208,8 +208,10 @@ def looks_of_a_waiting(client: redis.Redis) -> int:
     """How many scripts have run; 0 until somebody listens to the releases of lock 0."""
     if not client.pubsub_numsub("gpu_lock:gpu_lock:0")[0][1]:
         return 0
-    time.sleep(0.3)  # for the look that the subscription causes
-    calls: int = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+    calls, before = 0, -1
+    while calls != before:  # the subscription causes a look
+        time.sleep(0.3)
+        calls, before = client.info("commandstats")["cmdstat_evalsha"]["calls"], calls
     return calls
 
 

@@ -30,8 +30,9 @@ class WebHook:
                 if hook.status is None:
                     hook.release.wait(30)
                     return
+                status = hook.status  # a test that sees the message may change it
                 hook.received.append(json.loads(body))
-                self.send_response(hook.status)
+                self.send_response(status)
                 self.end_headers()
 
             def log_message(self, *_: object) -> None: ...

@@ -168,7 +168,7 @@ async def leak_is_named(bench: Bench) -> Figures:
     """A leak of 1 GiB: by a process that had no context before, by one that had, and none by one that cleans up.
 
     A leak under `hold` is always told. Behind a hand-off (`report`), and to say that nothing stayed, figures per
-    process may be needed.
+    process may be needed; and one that is there before the first look may have been loaded without the lock.
     """
     async with bench.manager() as manager:
         cold, (cuda, kept) = await _hold(manager, "hold", lambda: _leak(Cuda()))
@@ -178,16 +178,16 @@ async def leak_is_named(bench: Bench) -> Figures:
         cuda.free(kept)
         behind, (_, kept) = await _hold(manager, "report", lambda: _leak(cuda))
         cuda.free(kept)
+        clean, _ = await _hold(manager, "hold", lambda: cuda.free(cuda.allocate(GiB)), settle_time=10)
         blocking, (_, kept) = await _hold(manager, "report", lambda: _leak(cuda), blocks=True)
         cuda.free(kept)
-        clean, _ = await _hold(manager, "hold", lambda: cuda.free(cuda.allocate(GiB)), settle_time=10)
     verdicts = {"cold": cold, "warm": warm, "behind": behind, "blocking": blocking, "clean": clean}
     figures = {name: [one.status, one.bytes, one.reason] for name, one in verdicts.items()}
     assert cold.status == warm.status == "not_freed", figures
     assert (warm.bytes or 0) >= GiB - 64 * MiB, figures
     untold = () if tells else ("unverifiable",)
     assert behind.status in ("not_freed", *untold), figures
-    assert blocking.status in ("not_freed", *untold), figures
+    assert blocking.status in ("not_freed", "unverifiable"), figures
     assert clean.status in ("freed", *untold), figures
     return {"own figures": tells, **figures}
 

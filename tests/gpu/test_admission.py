@@ -44,6 +44,10 @@ async def snapshot(manager: GpuLockManager) -> LockSnapshot:
     return lock
 
 
+async def held(manager: GpuLockManager) -> bool:
+    return any(lock.phase == "held" for lock in await manager.status())
+
+
 @pytest.fixture
 def stranger(sim: Simulation) -> Iterator[int]:
     """A living process that uses 9 GiB of GPU 0, holds no lock, and was started by somebody else."""
@@ -205,11 +209,7 @@ async def test_wait_keeps_the_lock_until_the_others_are_gone_and_says_once_for_w
 ) -> None:
     sim.use(0, 9 * GiB, pid=STRANGER)
     waiting = asyncio.create_task(gpu_manager.lock(0, gpu_memory=asked(on_busy="wait")).acquire())
-
-    async def held() -> bool:
-        return any(lock.phase == "held" for lock in await gpu_manager.status())
-
-    await eventually(held, description="the lock is held")
+    await eventually(lambda: held(gpu_manager), description="the lock is held")
     await asyncio.sleep(0.6)  # longer than settle_time, and some looks more
     assert not waiting.done()
     text = f"is held and waits: Simulated GPU {uuid(0)}: processes use it that do not hold its lock: pid {STRANGER}"
@@ -221,12 +221,8 @@ async def test_wait_keeps_the_lock_until_the_others_are_gone_and_says_once_for_w
 async def test_an_answer_that_fails_does_not_clear_the_way(gpu_manager: GpuLockManager, sim: Simulation) -> None:
     sim.use(0, 9 * GiB, pid=STRANGER)
     waiting = asyncio.create_task(gpu_manager.lock(0, gpu_memory=asked(on_busy="wait")).acquire())
-
-    async def held() -> bool:
-        return any(lock.phase == "held" for lock in await gpu_manager.status())
-
-    await eventually(held, description="the lock is held")
-    await asyncio.sleep(0.2)  # it has looked
+    await eventually(lambda: held(gpu_manager), description="the lock is held")
+    await eventually(lambda: sim.call("compute").count >= 2, description="it has looked")
     calls = sim.call("by_uuid")
     calls.error, before = 10, calls.count
     await eventually(lambda: calls.count >= before + 3, description="it has asked in vain")
@@ -270,14 +266,12 @@ async def test_a_lease_that_is_taken_away_meanwhile_is_lost(gpu_manager: GpuLock
         await waiting
 
 
-async def test_a_cancelled_wait_leaves_nothing_behind(gpu_manager: GpuLockManager, sim: Simulation) -> None:
+async def test_a_cancelled_wait_leaves_nothing_behind(
+    gpu_manager: GpuLockManager, sim: Simulation, caplog: pytest.LogCaptureFixture
+) -> None:
     sim.use(0, 9 * GiB, pid=STRANGER)
     waiting = asyncio.create_task(gpu_manager.lock(0, gpu_memory=asked(on_busy="wait")).acquire())
-
-    async def granted() -> bool:
-        return any(lock.value for lock in await gpu_manager.status())
-
-    await eventually(granted, description="it waits for the memory alone")
+    await eventually(lambda: "is held and waits" in caplog.text, description="it waits for the memory alone")
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -311,7 +305,7 @@ async def test_who_stays_is_named_although_each_hold_is_short(
 ) -> None:
     lock = gpu_manager.lock(0, gpu_memory=asked(0.5))
     begun = time.monotonic()
-    while time.monotonic() - begun < 1.5 or (not caplog.text and time.monotonic() - begun < 30):
+    while time.monotonic() - begun < 1.5 or (OTHERS_USE_IT not in caplog.text and time.monotonic() - begun < 30):
         async with lock:
             await asyncio.sleep(0.05)
     assert caplog.text.count(OTHERS_USE_IT) == 1
@@ -320,13 +314,14 @@ async def test_who_stays_is_named_although_each_hold_is_short(
 async def test_a_holder_before_who_is_still_giving_memory_back_is_not_named(
     gpu_manager: GpuLockManager, sim: Simulation, stranger: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    looks = gpu_manager.caretaker._others._seen
+    others = gpu_manager.caretaker._others
     for bytes_of_it in (9 * GiB, 0, 9 * GiB):
         sim.use(0, bytes_of_it, pid=stranger)
         async with gpu_manager.lock(0, gpu_memory=asked(0.3)):
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.05)
+            await eventually(lambda: not others._looks, description="it has looked")
         await asyncio.sleep(0.35)
-    assert list(looks) == [uuid(0)], "it has looked"
+    assert list(others._seen) == [uuid(0)]
     assert OTHERS_USE_IT not in caplog.text
 
 
@@ -400,9 +395,9 @@ async def test_a_driver_that_does_not_answer_lets_nobody_in_who_asks_for_somethi
         pass
     sim.call("by_uuid").error = code
     with pytest.raises(DeviceBusyError, match=rf"handed on: .* its memory cannot be read: NVML .*code {code}"):
-        await gpu_manager.lock(0, max_wait_time=0.5, gpu_memory=asked(**demand)).acquire()
+        await gpu_manager.lock(0, max_wait_time=1, gpu_memory=asked(**demand)).acquire()
     with pytest.raises(NvmlError):
-        await gpu_manager.lock(0, max_wait_time=0.5, gpu_memory=asked(**demand, nvml="required")).acquire()
+        await gpu_manager.lock(0, max_wait_time=1, gpu_memory=asked(**demand, nvml="required")).acquire()
     assert (await snapshot(gpu_manager)).value is None
 
 
@@ -562,8 +557,8 @@ async def test_after_a_crash_children_of_the_dead_that_still_compute_are_waited_
         assert f"processes use it that do not hold its lock: pid {stranger} (sleep)" in caplog.text
     redis_cleanup.hset(fence, "dirty", "1")
     caplog.clear()
-    waiting = asyncio.create_task(gpu_manager.lock(0, gpu_memory=asked(60)).acquire())
-    await asyncio.sleep(0.2)
+    waiting, looks = asyncio.create_task(gpu_manager.lock(0, gpu_memory=asked(60)).acquire()), sim.call("compute").count
+    await eventually(lambda: sim.call("compute").count > looks + 1, description="it has looked")
     assert not waiting.done()
     sim.use(0, 0, pid=stranger)
     await (await waiting).release()
@@ -638,6 +633,7 @@ async def test_wait_waits_for_the_memory_and_raise_does_not_even_look(
     with pytest.raises(DeviceQuarantinedError):
         await gpu_manager.lock(0, max_wait_time=0.3, gpu_memory=asked(on_quarantine="wait")).acquire()
     waiting = asyncio.create_task(gpu_manager.lock(0, gpu_memory=asked(0, on_quarantine="wait")).acquire())
+    await eventually(lambda: held(gpu_manager), description="the lock is held")
     await asyncio.sleep(0.2)
     assert not waiting.done()
     sim.use(0, 0)

@@ -25,7 +25,7 @@ from aiogpulock.gpu.records import Gpu, MemoryReading, ProcessMemory
 from aiogpulock.gpu.report import MemoryReport
 from aiogpulock.keys import lock_keys
 from aiogpulock.verdicts import Verdicts
-from tests.gpu.looks import behind_the_devices_figure
+from tests.gpu.looks import behind_the_devices_figure, wait_for_looks
 from tests.gpu.processes import Told
 from tests.gpu.test_report import NAMED
 from tests.nvml_sim import GiB, Simulation, uuid
@@ -300,6 +300,7 @@ def test_a_leak_of_a_process_that_takes_turns_with_another_is_named(
     leaky.do("acquire")
     while not (named := redis_cleanup.hget(stats, "memory_not_freed")) and time.monotonic() < begun + 14:
         other.begin_to("acquire")
+        leaky.do("look")
         time.sleep(0.2)
         size += GiB
         leaky.do("use", size=size)
@@ -317,7 +318,7 @@ def test_a_leak_of_a_process_that_takes_turns_with_another_is_named(
 async def test_a_leak_in_the_first_line_of_a_body_is_named_where_the_list_of_processes_is_slow(
     gpu_manager: GpuLockManager, sim: Simulation
 ) -> None:
-    sim.call("compute").delay_ms = 4
+    sim.call("compute").delay_ms = 50  # the body begins meanwhile
     sim.use(0, size := 4 * GiB)
     leases = []
     for leaks in (True, False, True, False, False, False):
@@ -325,7 +326,7 @@ async def test_a_leak_in_the_first_line_of_a_body_is_named_where_the_list_of_pro
             lease = await gpu_manager.lock(0).acquire()
         size += GiB if leaks else 0
         sim.use(0, size)
-        await asyncio.sleep(0.05)
+        wait_for_looks()
         await lease.release()
         leases.append(lease)
         await asyncio.sleep(1.2)

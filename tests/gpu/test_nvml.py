@@ -157,7 +157,7 @@ async def test_a_wedged_driver_is_refused_at_once_starts_no_more_threads_and_may
         started = time.monotonic()
         for _ in range(20):
             assert (await refused(nvml)).status == "wedged"
-        assert time.monotonic() - started < 0.1
+        assert time.monotonic() - started < 2, "none has waited for its 0.2 s"
         assert nvml.threads_started == 1
     wait_until(lambda: not nvml.wedged, description="the driver answers again")
     assert (await nvml.read(uuid(0))).used == 0
@@ -191,11 +191,11 @@ async def test_a_process_that_can_start_no_thread_is_told_so_and_the_next_call_t
 async def test_a_slow_driver_stalls_nobody_on_the_event_loop(sim: Simulation, nvml: Nvml) -> None:
     sim.call("memory_v2").delay_ms = 100
     call = asyncio.create_task(nvml.read(uuid(0)))
-    slowest, last = 0.0, time.monotonic()
+    turns = 0
     while not call.done():
         await asyncio.sleep(0.005)
-        slowest, last = max(slowest, time.monotonic() - last), time.monotonic()
-    assert slowest < 0.09
+        turns += 1
+    assert turns >= 3
     assert (await call).used == 0
 
 

@@ -9,7 +9,6 @@ import sys
 import time
 import types
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import anyio
@@ -25,12 +24,13 @@ from aiogpulock import (
     MemoryNotFreedError,
     sync,
 )
+from aiogpulock.episode import episode_on
 from aiogpulock.gpu import reclaim
 from aiogpulock.keys import lock_keys
 from aiogpulock.models import LockSnapshot
 from tests.gpu.looks import wait_for_looks
 from tests.gpu.processes import Told
-from tests.gpu.test_report import counting
+from tests.gpu.test_report import counting, report_of
 from tests.nvml_sim import GiB, MiB, Simulation, uuid
 from tests.unit.support import eventually
 
@@ -190,13 +190,13 @@ async def test_a_clean_hold_answers_for_nothing_that_an_earlier_one_left(
     gpu_manager: GpuLockManager, sim: Simulation, policy: str
 ) -> None:
     """That one is told of it, when every look since has found it."""
-    async with gpu_manager.lock(0):
+    async with gpu_manager.lock(0) as first:
         wait_for_looks()
-    await asyncio.sleep(0.1)
+    await report_of(first)
     async with gpu_manager.lock(0) as guilty:
         wait_for_looks()
         sim.use(0, 3 * GiB)
-    await asyncio.sleep(0.15)
+    await eventually(lambda: episode_on(uuid(0))._standing, description="the leak is seen")
     for _ in range(2):
         async with gpu_manager.lock(0, gpu_memory=memory(policy, 0.5)) as clean:
             pass
@@ -204,8 +204,7 @@ async def test_a_clean_hold_answers_for_nothing_that_an_earlier_one_left(
         assert clean.memory_report.status == "freed"
         await asyncio.sleep(0.6)
     assert (await snapshot(gpu_manager)).quarantine is None
-    report = guilty.memory_report
-    assert report is not None
+    report = await report_of(guilty)
     assert (report.status, report.bytes) == ("not_freed", 3 * GiB)
     with pytest.raises(MemoryNotFreedError):
         async with gpu_manager.lock(0, gpu_memory=memory("raise")):
@@ -292,11 +291,17 @@ async def test_in_a_container_the_body_waits_until_it_is_known_whether_others_dr
     monkeypatch.delenv("AIOGPULOCK_NVML_PIDS")
     monkeypatch.setattr("aiogpulock.gpu.verify._in_the_initial_namespace", lambda *_: False)
     sim.device(0).unattributed = 20 * GiB
-    drain = partial(setattr, sim.device(0), "unattributed", 0)
-    asyncio.get_running_loop().call_later(0.1, drain)
+
+    async def drain() -> None:
+        await eventually(lambda: sim.call("memory_v2").count, description="the first look")
+        await asyncio.sleep(0.05)
+        sim.device(0).unattributed = 0
+
+    draining = asyncio.create_task(drain())
     async with gpu_manager.lock(0, gpu_memory=memory("hold")) as lease:
         sim.use(0, 20 * GiB)  # as much as was given back: the device alone would look untouched
         await asyncio.sleep(0.35)
+    await draining
     assert lease.memory_report is not None
     assert lease.memory_report.status == "unverifiable"
 
