@@ -23,7 +23,7 @@ from benchmarks.environment import NOT_INSTALLED, describe, describe_peers, with
 from benchmarks.peers import NAMES as PEERS
 from benchmarks.peers import ROOT, Peer, peers
 from benchmarks.results import Report, Result
-from benchmarks.scenarios import NAMES, Stage, load
+from benchmarks.scenarios import NAMES, Stage, load_scenario
 
 DESCRIPTION = (
     "Run scenarios; write results.json, pictures and figures.md (the tables) into a folder; "
@@ -89,7 +89,7 @@ def _arguments(parser: argparse.ArgumentParser, argv: Sequence[str], root: Path)
     arguments.scenarios = arguments.scenarios or NAMES
     arguments.peers = _peers(arguments.peers, parser)
     raise_descriptor_limit()
-    needed = max(load(name).descriptors(arguments.quick) for name in arguments.scenarios)
+    needed = max(load_scenario(name).descriptors(arguments.quick) for name in arguments.scenarios)
     if descriptor_limit() < needed and not arguments.render:
         parser.error(f"`ulimit -n` is {descriptor_limit()} at most: {needed} open files are needed")
     return arguments
@@ -147,7 +147,7 @@ def _cast(chosen: Sequence[str], say: Callable[[str], None]) -> list[Peer]:
 
 
 def _one(name: str, arena: Arena, cast: Sequence[Peer], *, quick: bool, progress: Progress, bar: object) -> Result:
-    scenario, started = load(name), time.monotonic()
+    scenario, started = load_scenario(name), time.monotonic()
 
     def say(text: str) -> None:
         progress.update(bar, description=f"{name}: {text}")  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from benchmarks.contender import Hold
 class Spread(NamedTuple):
     """Of some samples: how many, the median, the 99th percentile. NaN without samples."""
 
-    count: int
+    samples: int
     p50: float
     p99: float
 
@@ -35,8 +35,6 @@ def highest_median(samples: Sequence[float]) -> float:
 class HandOff(NamedTuple):
     """From one hold to the next."""
 
-    seconds: float
-    """From the end of one body to the start of the next."""
     crossed: bool
     """Into another process."""
     contended: bool
@@ -50,8 +48,8 @@ def hand_offs(answers: Sequence[Answer]) -> list[HandOff]:
     last = {party: number for number, (_, party) in enumerate(turns)}
     last |= {party: len(turns) for party, answer in enumerate(answers) if answer.waiting}
     return [
-        HandOff(next_hold.entered - hold.leaving, party != next_party, number < min(last.values()))
-        for number, ((hold, party), (next_hold, next_party)) in enumerate(pairwise(turns))
+        HandOff(party != next_party, number < min(last.values()))
+        for number, ((_, party), (_, next_party)) in enumerate(pairwise(turns))
     ]
 
 

@@ -66,7 +66,7 @@ def draw(report: Report, folder: Path) -> None:
 
 def _figure(result: Result, chart: Dots | Bars | Lines, theme: Theme) -> Figure:
     table = next(table for table in result.tables if table.title == chart.table)
-    style = {
+    style: dict[Any, Any] = {
         "svg.hashsalt": chart.name, "svg.fonttype": "path", "font.size": 10, "text.color": theme.ink,
         "axes.labelcolor": theme.ink, "xtick.color": theme.ink, "ytick.color": theme.ink,
     }  # fmt: skip
@@ -96,7 +96,7 @@ def _axes(chart: Dots | Bars | Lines, theme: Theme, height: float) -> tuple[Figu
 # one row each
 
 
-class Figures(NamedTuple):
+class Entry(NamedTuple):
     """What one row shows."""
 
     who: str
@@ -104,7 +104,7 @@ class Figures(NamedTuple):
     label: str
 
 
-def _rows(table: Table, columns: Sequence[str]) -> tuple[list[Figures], Unit]:
+def _rows(table: Table, columns: Sequence[str]) -> tuple[list[Entry], Unit]:
     """The rows that have all of these values."""
     places = [[column.name for column in table.columns].index(name) for name in columns]
     unit = table.columns[places[0]].unit
@@ -113,7 +113,7 @@ def _rows(table: Table, columns: Sequence[str]) -> tuple[list[Figures], Unit]:
         values = [row.values[place] for place in places]
         if all(_is_figure(value) for value in values):
             label = " · ".join(row.shown(place, unit) for place in places)
-            found.append(Figures(row.who, tuple(values), label))  # type: ignore[arg-type]
+            found.append(Entry(row.who, tuple(values), label))  # type: ignore[arg-type]
     return found, unit
 
 
@@ -159,14 +159,14 @@ def _bars(table: Table, chart: Bars, theme: Theme) -> Figure:
     return figure
 
 
-def _label(axes: Axes, row: Figures, at: float, theme: Theme, beside: float) -> None:
+def _label(axes: Axes, row: Entry, at: float, theme: Theme, beside: float) -> None:
     axes.annotate(
         row.label, (max(row.values), at), (beside, 0), textcoords="offset points", va="center", color=theme.ink,
         fontsize=9, zorder=1, bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1.0},
     )  # fmt: skip
 
 
-def _finish_rows(axes: Axes, rows: Sequence[Figures], unit: Unit, theme: Theme, marks: list[Line2D]) -> None:
+def _finish_rows(axes: Axes, rows: Sequence[Entry], unit: Unit, theme: Theme, marks: list[Line2D]) -> None:
     axes.set_yticks(range(len(rows)), [row.who for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     _figure_axis(axes.xaxis, unit)
@@ -178,7 +178,7 @@ def _finish_rows(axes: Axes, rows: Sequence[Figures], unit: Unit, theme: Theme, 
         text.set_color(theme.ink)
 
 
-def _legend(rows: Sequence[Figures], theme: Theme) -> list[Line2D]:
+def _legend(rows: Sequence[Entry], theme: Theme) -> list[Line2D]:
     """What the colours mean, of those that are seen."""
     seen = {_colour(row.who, theme) for row in rows}
     colours = (theme.ours, theme.others[0], theme.floor)

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.arena import Arena, Contender, contest, take_turns
 from benchmarks.contender import Order
 from benchmarks.measure import spread
-from benchmarks.peers import load
+from benchmarks.peers import load_peer
 from benchmarks.results import Column, Row, Table
 from benchmarks.traced import trace_of
 
@@ -107,7 +107,7 @@ def _split(leaving: float, entered: float, sent: Sequence[float]) -> tuple[float
 
 def _traced_crew(arena: Arena, folder: Path, of: str) -> tuple[list[Contender], list[Path]]:
     """Two processes, and their traces."""
-    crew = arena.crew(load("traced"), 2, of, options={"folder": str(folder), "of": of})
+    crew = arena.crew(load_peer("traced"), 2, of, options={"folder": str(folder), "of": of})
     return crew, [trace_of(folder, party) for party in range(2)]
 
 

@@ -64,8 +64,8 @@ class Trace:
             self.step("heard" if isinstance(reply, list) and reply[:1] == [b"message"] else "answered")
             return reply
 
-        AbstractConnection.send_packed_command = traced_send  # type: ignore[method-assign]
-        AbstractConnection.read_response = traced_read  # type: ignore[method-assign]
+        AbstractConnection.send_packed_command = traced_send  # type: ignore[method-assign, assignment]
+        AbstractConnection.read_response = traced_read  # type: ignore[method-assign, assignment]
 
 
 class Traced:

@@ -74,7 +74,15 @@ class Peer:
         python, complete = folder / "bin" / "python", folder / "complete"
         if not complete.exists():
             venv.create(folder, clear=True, with_pip=True)
-            command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *self.requirements]
+            command = [
+                str(python),
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                *self.requirements,
+            ]
             subprocess.run(command, check=True, capture_output=True, text=True)
             complete.touch()
         return str(python)
@@ -97,20 +105,20 @@ def patience(*, threads: bool = False) -> Any:
     return retry.Retry(ExponentialWithJitterBackoff(base=RETRY_FIRST, cap=RETRY_MOST), RETRIES)
 
 
-def load(module: str) -> Peer:
+def load_peer(module: str) -> Peer:
     """What a module of `benchmarks` says about itself."""
     found = importlib.import_module(f"benchmarks.{module}")
-    told = {"THREADS": False, "POLLS": 0.0, "MESSAGES": False}
+    told: dict[str, Any] = {"THREADS": False, "POLLS": 0.0, "MESSAGES": False}
     rest = {name.lower(): getattr(found, name, default) for name, default in told.items()}
     return Peer(f"benchmarks.{module}", found.TITLE, tuple(found.REQUIREMENTS), **rest)
 
 
-OURS = load("ours")
+OURS = load_peer("ours")
 
 
 def peers() -> list[Peer]:
-    return [load(f"peers.{name}") for name in NAMES]
+    return [load_peer(f"peers.{name}") for name in NAMES]
 
 
 def floor(name: str) -> Peer:
-    return load(f"floors.{name}")
+    return load_peer(f"floors.{name}")

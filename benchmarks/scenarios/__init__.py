@@ -48,6 +48,6 @@ class Scenario:
     """Open files that it needs; a quick run may need fewer."""
 
 
-def load(name: str) -> Scenario:
+def load_scenario(name: str) -> Scenario:
     module = importlib.import_module(f"benchmarks.scenarios.{name}")
     return Scenario(name, module.TITLE, module.run, getattr(module, "descriptors", lambda quick: 0))

@@ -13,7 +13,7 @@ from aiogpulock.embedded import join
 from benchmarks.arena import contest, last_line
 from benchmarks.contender import Order
 from benchmarks.peers import OURS, ROOT
-from benchmarks.results import Column, Result, Row, Table
+from benchmarks.results import Column, Result, Row, Table, Unit
 from benchmarks.scenarios import Stage
 
 TITLE = "Footprint"
@@ -22,9 +22,9 @@ TITLE = "Footprint"
 def run(stage: Stage) -> Result:
     """Import time beside what it imports; memory per waiter; the wheel; the embedded server."""
     rows = _imports(stage) + _memory(stage) + _wheel(stage) + _embedded(stage)
+    titles: dict[Unit, str] = {"s": "times", "B": "sizes"}
     tables = [
-        Table(unit_title, [Column("value", unit)], [row for row, of in rows if of == unit])
-        for unit, unit_title in (("s", "times"), ("B", "sizes"))
+        Table(title, [Column("value", unit)], [row for row, of in rows if of == unit]) for unit, title in titles.items()
     ]
     return Result("footprint", TITLE, run.__doc__ or "", tables, [])
 

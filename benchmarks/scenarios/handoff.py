@@ -35,7 +35,7 @@ GREEDY = Order(rounds=10**6, hold=0.001, seconds=0.4)
 
 
 @dataclasses.dataclass
-class Course:
+class Samples:
     """One contestant's samples."""
 
     crew: list[Contender] = dataclasses.field(default_factory=list)
@@ -68,7 +68,7 @@ def run(stage: Stage) -> Result:
     only while both want the lock.
     """
     push = floor("push_and_claim")
-    field = Field(stage, [OURS, push, *stage.peers], Course, COLUMNS)
+    field = Field(stage, [OURS, push, *stage.peers], Samples, COLUMNS)
     field.start(lambda peer, course: _start(stage.arena, peer, course))
     slow_turns = stage.pick(SLOW_TURNS, QUICK_SLOW_TURNS)
     for number in range(stage.pick(8, 1)):
@@ -86,12 +86,12 @@ def run(stage: Stage) -> Result:
     ])  # fmt: skip
 
 
-def _start(arena: Arena, peer: Peer, course: Course) -> None:
+def _start(arena: Arena, peer: Peer, course: Samples) -> None:
     course.crew = arena.crew(peer, 2, "handoff")
     contest(course.crew, Order(rounds=2, hold=PAUSE, seconds=15))
 
 
-def _batch(course: Course, slow_turns: int, *, greedy: bool) -> None:
+def _batch(course: Samples, slow_turns: int, *, greedy: bool) -> None:
     polls = course.crew[0].peer.polls
     turns = slow_turns if polls > SELDOM else TURNS
     course.seconds += take_turns(course.crew, turns, lambda: PAUSE + random.uniform(0, polls))
@@ -102,19 +102,19 @@ def _batch(course: Course, slow_turns: int, *, greedy: bool) -> None:
         ]
 
 
-def _table(courses: dict[Peer, Course], absent: list[Row], least: Course) -> Table:
+def _table(courses: dict[Peer, Samples], absent: list[Row], least: Samples) -> Table:
     rows = []
     for peer, course in courses.items():
         seconds, after_long = spread(course.seconds), spread(course.after_long)
         wanted = float(len(course.greedy)) if course.greedy else None
         rows.append(Row(peer.title, [
-            seconds.p50, seconds.p99, float(seconds.count), seconds.p50 / least.p50,
+            seconds.p50, seconds.p99, float(seconds.samples), seconds.p50 / least.p50,
             after_long.p50, after_long.p50 / spread(least.after_long).p50, course.crossing, wanted,
         ]))  # fmt: skip
     return Table("from one body to the next", COLUMNS, rows + absent)
 
 
-def _targets(courses: dict[Peer, Course], push: Peer, peers: Sequence[Peer]) -> list[Target]:
+def _targets(courses: dict[Peer, Samples], push: Peer, peers: Sequence[Peer]) -> list[Target]:
     ours = courses[OURS].p50
     targets = [at_most("p50 against push and claim, the floor", ours / courses[push].p50, 1.15, "x")]
     fair = {peer: courses[peer].p50 for peer in peers if peer in courses and (courses[peer].crossing or 0) > 90}

@@ -68,8 +68,8 @@ def _row(peer: Peer, answers: Sequence[Answer], seconds: float) -> Row:
     batches = [len(answer.holds) for answer in answers]
     ranks = (len(waits) // 2, len(waits) * 99 // 100, len(waits) - 1)
     served = sum(wait.served for wait in waits)
-    values = [served / seconds, *(waits[rank].seconds for rank in ranks), f"{min(batches)} to {max(batches)}",
-              float(overlaps(answers))]  # fmt: skip
+    values: list[float | str | None] = [served / seconds, *(waits[rank].seconds for rank in ranks)]
+    values += [f"{min(batches)} to {max(batches)}", float(overlaps(answers))]
     return Row(peer.title, values, [1 + number for number, rank in enumerate(ranks) if not waits[rank].served])
 
 

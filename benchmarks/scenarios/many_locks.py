@@ -61,7 +61,7 @@ NOTE = "The server reads a pipeline in pieces of 16 KiB."
 
 async def _measure(stage: Stage, beats: int) -> list[Cost]:
     costs = []
-    settings = {"heartbeat": {"interval": INTERVAL, "timeout": 30}, "redis": {"namespace": "many"}}
+    settings: dict[str, Any] = {"heartbeat": {"interval": INTERVAL, "timeout": 30}, "redis": {"namespace": "many"}}
     async with GpuLockManager(stage.arena.server.url, max_wait_time=30, **settings) as manager:
         async with manager.lock("warm"):
             pass

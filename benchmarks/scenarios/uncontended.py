@@ -51,7 +51,7 @@ def run(stage: Stage) -> Result:
 
 
 @dataclasses.dataclass
-class Course:
+class Cycles:
     """One contestant's cycles of acquire and release. CPU in seconds, of all of them."""
 
     crew: list[Contender] = dataclasses.field(default_factory=list)
@@ -65,8 +65,8 @@ class Course:
         return spread(self.seconds).p50
 
 
-def _contest(stage: Stage, cast: list[Peer], least: Peer) -> tuple[Table, dict[Peer, Course]]:
-    field = Field(stage, cast, Course, COLUMNS)
+def _contest(stage: Stage, cast: list[Peer], least: Peer) -> tuple[Table, dict[Peer, Cycles]]:
+    field = Field(stage, cast, Cycles, COLUMNS)
     field.start(lambda peer, course: _start(stage, peer, course))
     for number in range(stage.pick(24, 2)):
         field.batch(number, lambda peer, course: _batch(stage.arena, course))
@@ -75,12 +75,12 @@ def _contest(stage: Stage, cast: list[Peer], least: Peer) -> tuple[Table, dict[P
     return Table("one acquire and release", COLUMNS, rows + field.absent), field.courses
 
 
-def _start(stage: Stage, peer: Peer, course: Course) -> None:
+def _start(stage: Stage, peer: Peer, course: Cycles) -> None:
     course.crew = stage.arena.crew(peer, 1, "uncontended")
     contest(course.crew, Order(rounds=BATCH, seconds=stage.pick(6.0, 0.3)))  # warm
 
 
-def _batch(arena: Arena, course: Course) -> None:
+def _batch(arena: Arena, course: Cycles) -> None:
     before = arena.usage()
     rounds = FEW if course.seconds and course.seconds[0] > SLOW else BATCH
     (answer,) = contest(course.crew, Order(rounds=rounds))
@@ -91,6 +91,6 @@ def _batch(arena: Arena, course: Course) -> None:
     course.seconds += [hold.left - hold.asked for hold in answer.holds]
 
 
-def _row(peer: Peer, course: Course, least: float) -> Row:
+def _row(peer: Peer, course: Cycles, least: float) -> Row:
     count, p50, p99 = spread(course.seconds)
     return Row(peer.title, [p50, p99, float(count), p50 / least, course.client / count, course.server / count])

@@ -74,12 +74,14 @@ def run(stage: Stage) -> Result:
     it tries again with what is left of them. What it has not served by then is shown as "n of m".
     """
     crowds = _crowds(stage.quick)
-    courses = {OURS: Course(OURS, crowds, OUR_SECONDS)}
-    courses |= {peer: Course(peer, crowds, stage.pick(PEER_SECONDS, QUICK_PEER_SECONDS)) for peer in stage.peers}
+    contestants = {OURS: Contestant(OURS, crowds, OUR_SECONDS)}
+    contestants |= {
+        peer: Contestant(peer, crowds, stage.pick(PEER_SECONDS, QUICK_PEER_SECONDS)) for peer in stage.peers
+    }
     for _ in range(stage.pick(RUNS, 1)):
-        for course in courses.values():
-            course.run(stage)
-    found = {peer: course.found for peer, course in courses.items()}
+        for contestant in contestants.values():
+            contestant.run(stage)
+    found = {peer: contestant.found for peer, contestant in contestants.items()}
     stage.say("profile")
     profile = handoff_costs(stage.arena.server.url, COMPARED, stage.pick(12.0, 1.0))
     times = [_times(processes, crowds, found) for processes in _processes(crowds)]
@@ -94,7 +96,7 @@ def run(stage: Stage) -> Result:
     return Result("waiters", TITLE, run.__doc__ or "", [*times, *efforts, profile], list(_targets(found)), [chart])
 
 
-class Course:
+class Contestant:
     """What one contestant does in its seconds."""
 
     def __init__(self, peer: Peer, crowds: Sequence[Crowd], seconds: float) -> None:

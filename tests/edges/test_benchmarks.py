@@ -29,7 +29,7 @@ from benchmarks.measure import hand_offs, highest_median, overlaps, spread
 from benchmarks.peers import OURS, Peer, peers
 from benchmarks.prose import END, START, SUMMARY, figures, filled, markdown, targets
 from benchmarks.results import Bars, Column, Report, Result, Row, Table, at_most, shown
-from benchmarks.scenarios import NAMES, Scenario, Stage, handoff, inference, load, recovery, waiters
+from benchmarks.scenarios import NAMES, Scenario, Stage, handoff, inference, load_scenario, recovery, waiters
 from benchmarks.steps import end_steps, handoff_steps
 
 ROOT = Path(__file__).parents[2]
@@ -80,14 +80,18 @@ def arena() -> Iterator[Arena]:
 
 def _run_one(monkeypatch: pytest.MonkeyPatch, arena: Arena, run: Callable[[Any], Result]) -> Result:
     scenario = Scenario("x", "A scenario", run, lambda quick: 0)
-    monkeypatch.setattr(benchmarks_main, "load", lambda name: scenario)
+    monkeypatch.setattr(benchmarks_main, "load_scenario", lambda name: scenario)
     with Progress(console=Console(file=io.StringIO())) as progress:
         return benchmarks_main._one("x", arena, (), quick=True, progress=progress, bar=progress.add_task(""))
 
 
 def _scenarios(monkeypatch: pytest.MonkeyPatch, **runs: Callable[[Any], Result]) -> list[str]:
     """These instead of the real ones; answers the arguments of a run of them."""
-    monkeypatch.setattr(benchmarks_main, "load", lambda name: Scenario(name, "A scenario", runs[name], lambda quick: 0))
+
+    def load_scenario(name: str) -> Scenario:
+        return Scenario(name, "A scenario", runs[name], lambda quick: 0)
+
+    monkeypatch.setattr(benchmarks_main, "load_scenario", load_scenario)
     return [*runs, "--peers", "none", "--out", "run"]
 
 
@@ -176,8 +180,8 @@ def _answer(*holds: tuple[float, float], waiting: Sequence[float] = ()) -> Answe
 
 
 def test_hand_offs_are_told_in_order_and_by_process() -> None:
-    found = hand_offs([_answer((0.0, 1.0), (4.0, 5.0)), _answer((1.5, 2.0), (2.25, 3.0))])
-    assert [hand_off[:2] for hand_off in found] == [(0.5, True), (0.25, False), (1.0, True)]
+    found = hand_offs([_answer((0.0, 1.0), (4.0, 5.0), (6.0, 7.0)), _answer((1.5, 2.0), (2.25, 3.0))])
+    assert [hand_off.crossed for hand_off in found] == [True, False, True, False]
 
 
 def test_a_hand_off_is_contended_while_every_process_comes_back_for_more() -> None:
@@ -389,7 +393,7 @@ def test_the_summary_names_tables_and_columns_that_the_scenarios_make() -> None:
     """That of the uncontended lock is asked where it has run."""
     crowds = list(waiters.CROWDS)
     made = {
-        *_columns("handoff", [handoff._table({}, [], handoff.Course([]))]),
+        *_columns("handoff", [handoff._table({}, [], handoff.Samples([]))]),
         *_columns("waiters", [waiters._times(2, crowds, {}), waiters._all_efforts((2, 1000), {})]),
         *_columns("recovery", [recovery._deaths({}, recovery.TIMES)]),
     }
@@ -410,7 +414,7 @@ def test_each_peer_and_each_scenario_says_what_it_is() -> None:
     for peer in peers():
         assert all("==" in requirement for requirement in peer.requirements), "another version would be another peer"
     for name in NAMES:
-        assert load(name).run.__doc__
+        assert load_scenario(name).run.__doc__
 
 
 def test_what_a_hand_off_takes_is_told_where_all_were_served() -> None:
@@ -422,21 +426,21 @@ def test_what_a_hand_off_takes_is_told_where_all_were_served() -> None:
 def test_a_waiter_of_this_library_that_is_not_served_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiters, "_serve", lambda *_, **__: waiters.Figures(9, 10, 0.1, 2.0, 60.0, 0.1, 18.0, ""))
     stage = cast(Stage, None)
-    course = waiters.Course(peers()[0], [(2, 10)], 5.0)
-    course.run(stage)
-    assert course.found[2, 10][0].served == 9  # type: ignore[union-attr]
+    contestant = waiters.Contestant(peers()[0], [(2, 10)], 5.0)
+    contestant.run(stage)
+    assert contestant.found[2, 10][0].served == 9  # type: ignore[union-attr]
     with pytest.raises(DoesNotRunError, match="9 of 10 waiters were served"):
-        waiters.Course(OURS, [(2, 10)], 5.0).run(stage)
+        waiters.Contestant(OURS, [(2, 10)], 5.0).run(stage)
 
 
 def test_a_peer_that_fails_drops_out_and_keeps_the_samples_it_has() -> None:
     early, late, *_ = peers()
     arena = SimpleNamespace(dismiss=lambda crew: None, failures=Counter[tuple[str, str]]())
     stage = cast(Stage, SimpleNamespace(peers=[early, late], say=lambda text: None, arena=arena))
-    field = Field(stage, [OURS, early, late], handoff.Course, handoff.COLUMNS)
+    field = Field(stage, [OURS, early, late], handoff.Samples, handoff.COLUMNS)
 
     def batch(number: int, fails: Peer) -> None:
-        def step(peer: Peer, course: handoff.Course) -> None:
+        def step(peer: Peer, course: handoff.Samples) -> None:
             if peer is fails:
                 raise DoesNotRunError("it ended")
             course.seconds.append(float(number))
