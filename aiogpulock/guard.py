@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 class Guard:
     """Steps in when the loop's beat is half an interval late, for at most `max_stall` seconds per stall.
 
-    A loop that was closed closes no guard any more: its thread then releases what is held, and ends by itself.
+    If `loop` was closed and its manager was not, the thread releases what is held, and ends by itself.
 
     `ticked_at` tells when the loop last ran its heartbeat; `on_stall` is called once per stall, from this thread;
     `restored` after a re-assertion, on the loop when it runs again.
@@ -75,6 +75,7 @@ class Guard:
         self._answered = threading.Event()
         """Set by the loop as soon as it runs."""
         self._reported = False
+        self._mutex = threading.Lock()
         self._wake_read, self._wake_write = os.pipe()
         self._thread = threading.Thread(target=self._run, name="aiogpulock-guard", daemon=True)
         self._thread.start()
@@ -88,15 +89,21 @@ class Guard:
 
     def close(self) -> None:
         """Stop; waits for the thread for as long as a Redis call of it may take. Idempotent."""
-        if self._stopping:
-            return
-        self._stopping = True
-        self._wake()
+        self._stop()
         self._thread.join(self._timeout + 1)
-        os.close(self._wake_write)
+
+    def _stop(self) -> None:
+        """Once: a number that is closed twice may be another file's by then."""
+        with self._mutex:
+            if not self._stopping:
+                self._stopping = True
+                os.write(self._wake_write, b"x")  # the end of a pipe is no word while a forked child has a copy
+                os.close(self._wake_write)
 
     def _wake(self) -> None:
-        os.write(self._wake_write, b"x")
+        with self._mutex:
+            if not self._stopping:
+                os.write(self._wake_write, b"x")
 
     def _run(self) -> None:
         dropped = False
@@ -107,16 +114,16 @@ class Guard:
                 logger.exception("guard thread: going on after an error")
                 self._drop()
             if self._is_over():
-                self._stopping = True  # nobody is left to close it
-                os.close(self._wake_write)
-            else:
-                dropped = self._sleep()
+                self._stop()  # nobody else is left to do it
+            dropped = self._sleep()
         self._drop()
         os.close(self._wake_read)
 
     def _is_over(self) -> bool:
-        """The loop was closed, and no lease is left to release."""
-        return self._loop.is_closed() and all(hold.state in ("released", "lost") for hold in self._guarded())
+        """The loop was closed, and no lease is left to release: all were, or have ended in Redis too."""
+        return self._loop.is_closed() and all(
+            hold.state in ("released", "lost") or clock.now() >= hold.ends_at for hold in self._guarded()
+        )
 
     def _guarded(self) -> list[Hold]:
         return [hold for hold in self._holds.all() if hold.terms.max_stall > 0]
@@ -170,7 +177,7 @@ class Guard:
         elif self._asked_at is None:
             self._asked_at = clock.now()
             with suppress(RuntimeError):  # the loop was closed just now: the next look sees that
-                hold.loop.call_soon_threadsafe(self._answered.set)
+                self._loop.call_soon_threadsafe(self._answered.set)
         elif not self._reported and clock.now() - self._asked_at > self.PATIENCE:
             self._reported = True
             self._on_stall(hold, late)
@@ -187,7 +194,7 @@ class Guard:
                 settle(hold, beat, sent_at)
                 if beat.status == "renewed":
                     with suppress(RuntimeError):  # the loop was closed just now: the next look releases
-                        hold.loop.call_soon_threadsafe(self._restored, hold)
+                        self._loop.call_soon_threadsafe(self._restored, hold)
 
     def _release(self, hold: Hold) -> None:
         """The loop is closed: nobody is left to run the body, so the lease ends."""

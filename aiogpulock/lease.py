@@ -37,6 +37,10 @@ class HoldTerms(NamedTuple):
     interval: float
     max_stall: float
 
+    @property
+    def margin(self) -> float:
+        return self.lease.lease_ms / 1000 - self.local_lease
+
 
 class Hold:
     """One held lock, shared by the event loop and the guard thread.
@@ -96,6 +100,11 @@ class Hold:
     def deadline(self) -> float:
         """Local time after which the lease counts as lost, by `clock.now`."""
         return self._deadline
+
+    @property
+    def ends_at(self) -> float:
+        """Local time at which Redis may grant the lock to another."""
+        return self._deadline + self.terms.margin
 
     @property
     def overdue(self) -> bool:
@@ -236,8 +245,7 @@ class Lease:
     @property
     def margin(self) -> float:
         """Seconds between `deadline` and the moment when Redis may grant the lock to another."""
-        terms = self._hold.terms
-        return terms.lease.lease_ms / 1000 - terms.local_lease
+        return self._hold.terms.margin
 
     @property
     def memory_report(self) -> MemoryReport | None:

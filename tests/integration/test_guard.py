@@ -96,18 +96,16 @@ def test_a_guard_outlives_any_number_of_reconnects(server: RealServer, crew: Cre
     crew.may_complain.add(holder.pid)  # of the connections that it lost
     holder.tell("acquire", name="a")
     holder.expect("held")
+
+    def guards() -> list[str]:
+        return [info["id"] for info in lock.client.client_list() if info["name"] == "aiogpulock-guard"]
+
     for number in range(120):
-        what = f"the guard's connection, after {number} were cut"
-        (guard,) = wait_until(lambda: guards(lock), description=what, interval=0.001)
+        (guard,) = wait_until(guards, description=f"the guard's connection, after {number} were cut", interval=0.001)
         lock.client.client_kill_filter(_id=guard)
     holder.tell("block", seconds=2 * TIMEOUT)
     holder.expect("unblocked")
     assert holder.find("failed", timeout=0.3) is None
-
-
-def guards(lock: RawLock) -> list[str]:
-    """Their connections, by the server's ids."""
-    return [info["id"] for info in lock.client.client_list() if info["name"] == "aiogpulock-guard"]
 
 
 def test_a_server_that_hangs_is_no_blocked_loop(own_server: RealServer, lone_crew: Crew) -> None:
@@ -135,10 +133,31 @@ def test_a_lease_of_a_closed_loop_is_released_though_its_process_lives(
     abandoned = crew.start(server.url, program="closed_loop", ready=False, **settings)
     crew.may_complain.add(abandoned.pid)
     token = abandoned.expect("held")["token"]
+    abandoned.tell("close")
     abandoned.expect("closed")
     waiter = crew.start(server.url, **settings)
     waiter.tell("acquire", name="b")
     held = waiter.expect("held", timeout=15)
     assert held["token"] > token
     assert lock.holder["dirty"] == "1", "what its body started may still compute"
-    wait_until(lambda: len(guards(lock)) == 1, description="the thread that has nothing to guard ends")
+    abandoned.expect("ended")
+
+
+def test_the_guard_of_a_closed_loop_ends_where_nothing_is_held(server: RealServer, crew: Crew) -> None:
+    idle = crew.start(server.url, program="closed_loop", ready=False, heartbeat={"interval": 1, "timeout": 30})
+    crew.may_complain.add(idle.pid)
+    idle.expect("held")
+    idle.tell("release")
+    idle.expect("ended", timeout=15)
+
+
+def test_the_guard_of_a_closed_loop_ends_with_its_lease_where_redis_stays_away(
+    own_server: RealServer, lone_crew: Crew
+) -> None:
+    settings = {"heartbeat": {"interval": 0.3, "timeout": TIMEOUT}}
+    abandoned = lone_crew.start(own_server.url, program="closed_loop", ready=False, **settings)
+    lone_crew.may_complain.add(abandoned.pid)
+    abandoned.expect("held")
+    own_server.stop()
+    abandoned.tell("close")
+    abandoned.expect("ended", timeout=15)

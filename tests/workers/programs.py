@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -73,13 +75,18 @@ def thread_holds_many(config: Config) -> None:
 
 
 def closed_loop(config: Config) -> None:
-    """A loop that is closed with a lease still held, in a process that lives on."""
+    """A loop that is closed on the next line of stdin, with a lease held or released, in a process that lives on."""
     loop = asyncio.new_event_loop()
     manager = GpuLockManager(config["url"], **config["settings"])
     lease = loop.run_until_complete(manager.lock(0).acquire())
     say("held", token=lease.fencing_token)
+    (guard,) = (thread for thread in threading.enumerate() if thread.name == "aiogpulock-guard")
+    if json.loads(sys.stdin.readline())["do"] == "release":
+        loop.run_until_complete(lease.release())
     loop.close()
     say("closed")
+    guard.join()
+    say("ended")
     sys.stdin.read()
     os._exit(0)  # the tasks of a closed loop can only complain
 
