@@ -205,13 +205,18 @@ def inbox_of(client: redis.Redis) -> str:
 
 
 def looks_of_a_waiting(client: redis.Redis) -> int:
-    """How many scripts have run; 0 until somebody listens to the releases of lock 0."""
+    """How many scripts have run when no more do; 0 until somebody listens to the releases of lock 0."""
     if not client.pubsub_numsub("gpu_lock:gpu_lock:0")[0][1]:
         return 0
     calls, before = 0, -1
     while calls != before:  # the subscription causes a look
         time.sleep(0.3)
-        calls, before = client.info("commandstats")["cmdstat_evalsha"]["calls"], calls
+        calls, before = scripts_run(client), calls
+    return calls
+
+
+def scripts_run(client: redis.Redis) -> int:
+    calls: int = client.info("commandstats")["cmdstat_evalsha"]["calls"]
     return calls
 
 
@@ -229,9 +234,10 @@ def test_wait_hears_of_a_killed_holder_and_finds_a_key_that_was_deleted(
     assert shell.run("run", "--", "true").returncode == 0
 
     redis_cleanup.set("gpu_lock:0", "locked_by_old program", px=60_000)
+    looks = scripts_run(redis_cleanup)
     waiting = shell.start("wait", env={"AIOGPULOCK_POLL_INTERVAL": "0.2"})
-    wait_until(lambda: looks_of_a_waiting(redis_cleanup), description="it waits")
-    redis_cleanup.delete("gpu_lock:0")  # and publishes nothing
+    wait_until(lambda: scripts_run(redis_cleanup) > looks + 3, description="it polls")
+    assert redis_cleanup.delete("gpu_lock:0"), "which publishes nothing"
     assert ended(waiting) == (0, "", "")
 
 

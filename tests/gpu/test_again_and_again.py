@@ -322,7 +322,7 @@ async def test_a_leak_in_the_first_line_of_a_body_is_named_where_the_list_of_pro
     sim.use(0, size := 4 * GiB)
     leases = []
     for leaks in (True, False, True, False, False, False):
-        with behind_the_devices_figure(gpu_manager, sim):
+        with behind_the_devices_figure(gpu_manager):
             lease = await gpu_manager.lock(0).acquire()
         size += GiB if leaks else 0
         sim.use(0, size)

@@ -204,7 +204,8 @@ async def test_a_clean_hold_answers_for_nothing_that_an_earlier_one_left(
         assert clean.memory_report.status == "freed"
         await asyncio.sleep(0.6)
     assert (await snapshot(gpu_manager)).quarantine is None
-    report = await report_of(guilty)
+    report = guilty.memory_report
+    assert report is not None
     assert (report.status, report.bytes) == ("not_freed", 3 * GiB)
     with pytest.raises(MemoryNotFreedError):
         async with gpu_manager.lock(0, gpu_memory=memory("raise")):
