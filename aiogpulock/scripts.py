@@ -48,7 +48,7 @@ LAST_PART = {
     "verdict": "records",
     "reassert": "holding",
 }
-"""Up to which a script begins with them, if not with all: Lua makes their functions anew in each call."""
+"""The last part that a script begins with, where it does not need all: Lua makes every function anew in each call."""
 
 
 class Script(NamedTuple):

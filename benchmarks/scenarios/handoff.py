@@ -36,7 +36,7 @@ GREEDY = Order(rounds=10**6, hold=0.001, seconds=0.4)
 
 @dataclasses.dataclass
 class Samples:
-    """One contestant's samples."""
+    """A `Course`: one contestant's samples."""
 
     crew: list[Contender] = dataclasses.field(default_factory=list)
     seconds: list[float] = dataclasses.field(default_factory=list)

@@ -80,11 +80,11 @@ def _alone(stage: Stage, arena: Arena) -> dict[str, list[float]]:
     return found
 
 
-Needed = dict[str, float | str]
+Medians = dict[str, float | str]
 """What one contestant needs in each case (p50), or why there is nothing to tell."""
 
 
-def _side_by_side(stage: Stage, arena: Arena) -> dict[Peer, Needed]:
+def _side_by_side(stage: Stage, arena: Arena) -> dict[Peer, Medians]:
     """They mostly wait for time to pass, so several do it at a time."""
     cast = [OURS, *stage.peers]
     with abreast(arena, stage.pick(ABREAST, len(cast))) as pool:
@@ -123,8 +123,8 @@ def _in_detail(ours: dict[str, list[float]]) -> Table:
     return Table("until the next body begins, this library", columns, rows)
 
 
-def _deaths(beside: dict[Peer, Needed], times: int) -> Table:
-    rows = [Row(peer.title, [needed[name] for name in DEATHS]) for peer, needed in beside.items()]
+def _deaths(beside: dict[Peer, Medians], times: int) -> Table:
+    rows = [Row(peer.title, [medians[name] for name in DEATHS]) for peer, medians in beside.items()]
     return Table(f"a process dies, p50 of {times}", [Column(name, "s") for name in DEATHS], rows, NOTE)
 
 
@@ -136,12 +136,12 @@ NOTE = (
 )
 
 
-def _others(beside: dict[Peer, Needed], restarts: dict[Peer, Restart], times: int) -> Table:
+def _others(beside: dict[Peer, Medians], restarts: dict[Peer, Restart], times: int) -> Table:
     names = [name for name in CASES if name not in DEATHS]
     rows = []
-    for peer, needed in beside.items():
+    for peer, medians in beside.items():
         restart = restarts.get(peer, Restart(False, QUICK, QUICK))
-        rows.append(Row(peer.title, [*(needed[name] for name in names), restart.held, restart.free]))
+        rows.append(Row(peer.title, [*(medians[name] for name in names), restart.held, restart.free]))
     columns = [
         *(Column(name, "s") for name in names),
         Column("server restarted empty"), Column("free lock after a restart", "s"),

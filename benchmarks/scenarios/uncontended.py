@@ -52,7 +52,7 @@ def run(stage: Stage) -> Result:
 
 @dataclasses.dataclass
 class Cycles:
-    """One contestant's cycles of acquire and release. CPU in seconds, of all of them."""
+    """A `Course`: one contestant's cycles of acquire and release. CPU in seconds, of all of them."""
 
     crew: list[Contender] = dataclasses.field(default_factory=list)
     """One process."""
