@@ -117,7 +117,8 @@ class Guard:
                 self._stop()  # nobody else is left to do it
             dropped = self._sleep()
         self._drop()
-        os.close(self._wake_read)
+        with self._mutex:  # whoever stops it may not have written yet
+            os.close(self._wake_read)
 
     def _is_over(self) -> bool:
         """The loop was closed, and no lease is left to release: all were, or have ended in Redis too."""

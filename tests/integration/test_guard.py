@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
 import pytest
 
+from aiogpulock import GpuLockManager
 from tests.helpers import wait_until
 from tests.raw_scripts import RawLock
 from tests.register import RegisterProcess
@@ -161,3 +163,18 @@ def test_the_guard_of_a_closed_loop_ends_with_its_lease_where_redis_stays_away(
     own_server.stop()
     abandoned.tell("close")
     abandoned.expect("ended", timeout=15)
+
+
+async def test_a_guard_thread_that_ends_before_it_is_woken_breaks_no_close(
+    redis_url: str, lock: RawLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+
+    def late(descriptor: int, data: bytes) -> int:
+        time.sleep(0.5)  # the thread looks every 50 ms
+        return write(descriptor, data)
+
+    async with GpuLockManager(redis_url, restart_grace=0, heartbeat={"interval": 0.2, "timeout": 5}) as manager:
+        async with manager.lock(0):
+            pass
+        monkeypatch.setattr(os, "write", late)
