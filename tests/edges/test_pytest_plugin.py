@@ -352,8 +352,9 @@ def test_another_plugin_with_the_same_option_is_named(pytester: pytest.Pytester)
     result.stderr.fnmatch_lines("ERROR: aiogpulock and another plugin define the same option: *--gpu-required*")
 
 
-def test_a_redis_that_is_away_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_redis_that_is_away_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AIOGPULOCK_REDIS_CONNECT_TIMEOUT", "0.2")
+    monkeypatch.setenv("AIOGPULOCK_EMBEDDED_DIR", str(tmp_path / "none"))  # that of the test before may still run
     result = run(THREE, "--gpu-lock-redis-url=redis://127.0.0.1:1/0", "-k", "default")
     outcomes(result, errors=1, deselected=2)
     result.stdout.fnmatch_lines(
