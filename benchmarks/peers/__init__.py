@@ -71,11 +71,11 @@ class Peer:
     def _environment(self) -> str:
         digest = hashlib.sha256(repr((sys.version, self.requirements)).encode()).hexdigest()[:8]
         folder = ENVIRONMENTS / f"{self.name}-{digest}"
-        python, complete = folder / "bin" / "python", folder / "complete"
+        python, complete = str(folder / "bin" / "python"), folder / "complete"
         if not complete.exists():
             venv.create(folder, clear=True, with_pip=True)
             command = [
-                str(python),
+                python,
                 "-m",
                 "pip",
                 "install",
@@ -85,7 +85,7 @@ class Peer:
             ]
             subprocess.run(command, check=True, capture_output=True, text=True)
             complete.touch()
-        return str(python)
+        return python
 
 
 _making = threading.Lock()

@@ -10,7 +10,7 @@ import pytest
 from tests.helpers import wait_until
 from tests.raw_scripts import RawLock
 from tests.servers import RealServer
-from tests.workers import Crew
+from tests.workers import Crew, Worker
 
 pytestmark = pytest.mark.integration
 
@@ -173,13 +173,8 @@ def test_a_waiter_that_was_killed_at_the_head_holds_nobody_up(server: RealServer
     assert second.expect("held")["at"] - left < 1.5, "less than a claim window: nobody was granted in between"
 
 
-def test_a_waiter_that_dies_as_it_is_granted_costs_at_most_a_claim_window(
-    server: RealServer, crew: Crew, lock: RawLock
-) -> None:
-    """Stopped, its socket still takes the message; killed, it never claims."""
-    settings = LONG | {"claim_window": 3}
-    holder, second = crew.start(server.url, **settings), crew.start(server.url, **settings)
-    first = crew.start(server.url, boot="other", **settings)
+def grant_to_a_stopped_waiter(lock: RawLock, holder: Worker, first: Worker, second: Worker) -> None:
+    """`first` is stopped, and granted the lock that `holder` has released; `second` waits behind it."""
     holder.tell("acquire", name="a")
     holder.expect("held")
     first.tell("acquire", name="first")
@@ -189,6 +184,16 @@ def test_a_waiter_that_dies_as_it_is_granted_costs_at_most_a_claim_window(
     first.stop()
     holder.tell("release", name="a")
     wait_until(lambda: lock.holder.get("task") == "first", description="the grant to the stopped waiter")
+
+
+def test_a_waiter_that_dies_as_it_is_granted_costs_at_most_a_claim_window(
+    server: RealServer, crew: Crew, lock: RawLock
+) -> None:
+    """Stopped, its socket still takes the message; killed, it never claims."""
+    settings = LONG | {"claim_window": 3}
+    holder, second = crew.start(server.url, **settings), crew.start(server.url, **settings)
+    first = crew.start(server.url, boot="other", **settings)
+    grant_to_a_stopped_waiter(lock, holder, first, second)
     assert lock.holder["phase"] == "granted"
     granted_until = int(lock.holder["deadline"])
     first.kill()
@@ -202,15 +207,7 @@ def test_a_granted_waiter_that_dies_on_this_host_is_replaced_at_once(
 ) -> None:
     settings = LONG | {"claim_window": 20}
     holder, first, second = (crew.start(server.url, **settings) for _ in range(3))
-    holder.tell("acquire", name="a")
-    holder.expect("held")
-    first.tell("acquire", name="first")
-    wait_until(lambda: len(lock.queue) == 1, description="the first waiter")
-    second.tell("acquire", name="second")
-    wait_until(lambda: len(lock.queue) == 2, description="the second waiter")
-    first.stop()
-    holder.tell("release", name="a")
-    wait_until(lambda: lock.holder.get("task") == "first", description="the grant to the stopped waiter")
+    grant_to_a_stopped_waiter(lock, holder, first, second)
     killed_at = first.kill()
     assert second.expect("held")["at"] - killed_at < 5
 
